@@ -1,0 +1,31 @@
+/** Durations as Go writes them (time.ParseDuration): `10s`, `1m30s`, `0s`, `1.5h`. */
+
+const unitMs: Readonly<Record<string, number>> = {
+  ns: 1e-6,
+  us: 1e-3,
+  µs: 1e-3, // U+00B5
+  μs: 1e-3, // U+03BC
+  ms: 1,
+  s: 1000,
+  m: 60_000,
+  h: 3_600_000,
+};
+/** Go keeps durations as int64 nanoseconds. */
+const longestMs = 2 ** 63 / 1e6;
+
+/** The duration in milliseconds (may have a fraction, may be negative), or undefined where `text` is not one. */
+export function parseDuration(text: string): number | undefined {
+  const match = /^([+-]?)(.+)$/s.exec(text);
+  if (match === null) return undefined;
+  const body = match[2]!;
+  if (body === '0') return 0;
+  const part = /(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)/y;
+  let total = 0;
+  while (part.lastIndex < body.length) {
+    const found = part.exec(body);
+    if (found === null) return undefined;
+    total += Number(found[1]) * unitMs[found[2]!]!;
+  }
+  if (total > longestMs) return undefined;
+  return match[1] === '-' ? -total : total;
+}

@@ -1,0 +1,77 @@
+/** Rules between the fields of a configuration that is right field by field. Pure. */
+import { isIP } from 'node:net';
+import type { Findings } from './field.ts';
+import type { ConfigValues } from './schema.ts';
+
+/** Tells `findings` what does not fit together, after kubelet's ValidateKubeletConfiguration. */
+export function checkRules(config: ConfigValues, findings: Findings): void {
+  const must = (holds: boolean, path: readonly (string | number)[], message: string) => {
+    if (!holds) findings.fault(path, message);
+  };
+  must(
+    config.apiVersion === 'kubelet.config.k8s.io/v1beta1',
+    ['apiVersion'],
+    `expected kubelet.config.k8s.io/v1beta1, got ${config.apiVersion}`,
+  );
+  must(config.kind === 'KubeletConfiguration', ['kind'], `expected KubeletConfiguration, got ${config.kind}`);
+  must(!config.runOnce, ['runOnce'], 'run-once mode does not exist any more');
+  must(
+    config.imageGCLowThresholdPercent < config.imageGCHighThresholdPercent,
+    ['imageGCLowThresholdPercent'],
+    `must be less than imageGCHighThresholdPercent (${config.imageGCHighThresholdPercent})`,
+  );
+  must(
+    config.imageMaximumGCAge === 0 || config.imageMaximumGCAge > config.imageMinimumGCAge,
+    ['imageMaximumGCAge'],
+    'must be greater than imageMinimumGCAge',
+  );
+  must(
+    !(config.serializeImagePulls && (config.maxParallelImagePulls ?? 1) > 1),
+    ['maxParallelImagePulls'],
+    'must not be greater than 1 while serializeImagePulls is true',
+  );
+  must(
+    config.shutdownGracePeriodCriticalPods <= config.shutdownGracePeriod,
+    ['shutdownGracePeriodCriticalPods'],
+    'must not be greater than shutdownGracePeriod',
+  );
+  const restart = config.crashLoopBackOff.maxContainerRestartPeriod;
+  must(
+    restart >= 1000 && restart <= 300_000,
+    ['crashLoopBackOff', 'maxContainerRestartPeriod'],
+    'must be from 1s to 300s',
+  );
+  must(
+    config.cpuCFSQuotaPeriod >= 1 && config.cpuCFSQuotaPeriod <= 1000,
+    ['cpuCFSQuotaPeriod'],
+    'must be from 1ms to 1s',
+  );
+  must(
+    (config.tlsCertFile === undefined) === (config.tlsPrivateKeyFile === undefined),
+    [config.tlsCertFile === undefined ? 'tlsCertFile' : 'tlsPrivateKeyFile'],
+    'tlsCertFile and tlsPrivateKeyFile belong together: set both or none',
+  );
+  must(isIP(config.address) !== 0, ['address'], `expected an IP address, got ${config.address}`);
+  must(
+    isIP(config.healthzBindAddress) !== 0,
+    ['healthzBindAddress'],
+    `expected an IP address, got ${config.healthzBindAddress}`,
+  );
+  config.clusterDNS.forEach((address, index) => {
+    must(isIP(address) !== 0, ['clusterDNS', index], `expected an IP address, got ${address}`);
+  });
+  config.registerWithTaints.forEach((taint, index) => {
+    must(taint.key !== '', ['registerWithTaints', index, 'key'], 'a taint needs a key');
+    must(
+      taint.timeAdded === undefined,
+      ['registerWithTaints', index, 'timeAdded'],
+      'must not be set: keelson sets it',
+    );
+  });
+  const nodeIPs = config.keelson.nodeIP?.split(',') ?? [];
+  must(
+    nodeIPs.length <= 2 && nodeIPs.every((address) => isIP(address.trim()) !== 0),
+    ['keelson', 'nodeIP'],
+    'expected an IP address, or one of each family separated by a comma',
+  );
+}

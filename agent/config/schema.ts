@@ -1,0 +1,304 @@
+/**
+ * Every field of the configuration file, with its type and its default: the fields of KubeletConfiguration
+ * (kubelet.config.k8s.io/v1beta1, as of Kubernetes 1.37) by their own names, and keelson's own under `keelson:`.
+ * Durations are milliseconds once read. Defaults are kubelet's, except `deliberateDefaults`.
+ */
+import {
+  boolean,
+  duration,
+  type Field,
+  float,
+  integer,
+  list,
+  map,
+  object,
+  quantityPattern,
+  string,
+} from './field.ts';
+
+const acted = true;
+const keepZero = true;
+const port = { min: 1, max: 65535 };
+const count = { min: 0 };
+const percent = { min: 0, max: 100, keepZero };
+const quantity = string({ pattern: quantityPattern, expects: 'quantity such as "100Mi" or "500m"' });
+const threshold = string({
+  pattern: new RegExp(`${quantityPattern.source}|^\\d+(\\.\\d+)?%$`),
+  expects: 'quantity or percentage such as "100Mi" or "10%"',
+});
+const period = string({
+  pattern: /^([\d.]+(ns|us|µs|μs|ms|s|m|h))+$/,
+  expects: 'duration such as "1m30s"',
+});
+const absolute = { pattern: /^\//, expects: 'absolute path' };
+const outputRouting = () =>
+  object({ splitStream: boolean({ default: false }), infoBufferSize: orNumber(quantity) });
+
+/** Some types of Go may also be written as a bare number; their zero is "not set" as elsewhere. */
+function orNumber(field: Field<string | undefined, string>): Field<string | undefined, string | number> {
+  return {
+    ...field,
+    read(raw, path, findings) {
+      const text = typeof raw === 'number' ? String(raw) : raw;
+      return field.read(text === '0' || text === '0s' ? undefined : text, path, findings);
+    },
+  };
+}
+
+const kubeletFields = {
+  enableServer: boolean({ default: true, acted }),
+  staticPodPath: string({ acted, ...absolute }),
+  podLogsDir: string({ default: '/var/log/pods', acted, ...absolute }),
+  syncFrequency: duration({ default: '1m' }),
+  // The folder is watched, so a period has nothing to say.
+  fileCheckFrequency: duration({ default: '20s', acted }),
+  httpCheckFrequency: duration({ default: '20s' }),
+  staticPodURL: string(),
+  staticPodURLHeader: map(list(string())),
+  address: string({ default: '0.0.0.0', acted }),
+  port: integer({ default: 10250, ...port, acted }),
+  readOnlyPort: integer(port),
+  tlsCertFile: string({ acted, ...absolute }),
+  tlsPrivateKeyFile: string({ acted, ...absolute }),
+  tlsCipherSuites: list(string()),
+  tlsCurvePreferences: list(integer()),
+  tlsMinVersion: string({ oneOf: ['VersionTLS10', 'VersionTLS11', 'VersionTLS12', 'VersionTLS13'] }),
+  rotateCertificates: boolean({ default: false }),
+  serverTLSBootstrap: boolean({ default: false }),
+  authentication: object({
+    x509: object({ clientCAFile: string({ acted, ...absolute }) }),
+    webhook: object({
+      enabled: boolean({ default: true, acted }),
+      cacheTTL: duration({ default: '2m' }),
+    }),
+    anonymous: object({ enabled: boolean({ default: false, acted }) }),
+  }),
+  authorization: object({
+    mode: string({ default: 'Webhook', oneOf: ['AlwaysAllow', 'Webhook'], acted }),
+    webhook: object({
+      cacheAuthorizedTTL: duration({ default: '5m' }),
+      cacheUnauthorizedTTL: duration({ default: '30s' }),
+    }),
+  }),
+  registryPullQPS: integer({ default: 5, ...count, keepZero }),
+  registryBurst: integer({ default: 10, ...count }),
+  imagePullCredentialsVerificationPolicy: string({
+    default: 'NeverVerifyPreloadedImages',
+    oneOf: ['NeverVerify', 'NeverVerifyPreloadedImages', 'NeverVerifyAllowlistedImages', 'AlwaysVerify'],
+  }),
+  preloadedImagesVerificationAllowlist: list(string()),
+  eventRecordQPS: integer({ default: 50, ...count, keepZero, acted }),
+  eventBurst: integer({ default: 100, ...count, acted }),
+  enableDebuggingHandlers: boolean({ default: true }),
+  enableContentionProfiling: boolean({ default: false }),
+  healthzPort: integer({ default: 10248, min: 0, max: 65535, keepZero, acted }),
+  healthzBindAddress: string({ default: '127.0.0.1', acted }),
+  oomScoreAdj: integer({ default: -999, min: -1000, max: 1000, keepZero }),
+  clusterDomain: string({ acted }),
+  clusterDNS: list(string(), { acted }),
+  streamingConnectionIdleTimeout: duration({ default: '4h' }),
+  nodeStatusUpdateFrequency: duration({ default: '10s', acted }),
+  nodeStatusReportFrequency: duration({ default: '5m', acted }),
+  nodeLeaseDurationSeconds: integer({ default: 40, min: 1, acted }),
+  imageMinimumGCAge: duration({ default: '2m' }),
+  imageMaximumGCAge: duration({ default: '0s' }),
+  imageGCHighThresholdPercent: integer({ default: 85, ...percent }),
+  imageGCLowThresholdPercent: integer({ default: 80, ...percent }),
+  volumeStatsAggPeriod: duration({ default: '1m' }),
+  kubeletCgroups: string(),
+  systemCgroups: string(),
+  cgroupRoot: string({ acted }),
+  cgroupsPerQOS: boolean({ default: true }),
+  /** Unset: systemd where systemd runs on a pure cgroup v2 host, else cgroupfs. */
+  cgroupDriver: string({ oneOf: ['cgroupfs', 'systemd'], acted }),
+  cpuManagerPolicy: string({ default: 'none' }),
+  singleProcessOOMKill: boolean(),
+  cpuManagerPolicyOptions: map(string()),
+  cpuManagerReconcilePeriod: duration({ default: '10s' }),
+  memoryManagerPolicy: string({ default: 'None' }),
+  topologyManagerPolicy: string({
+    default: 'none',
+    oneOf: ['none', 'best-effort', 'restricted', 'single-numa-node'],
+  }),
+  topologyManagerScope: string({ default: 'container', oneOf: ['container', 'pod'] }),
+  topologyManagerPolicyOptions: map(string()),
+  qosReserved: map(string()),
+  runtimeRequestTimeout: duration({ default: '2m' }),
+  hairpinMode: string({
+    default: 'promiscuous-bridge',
+    oneOf: ['promiscuous-bridge', 'hairpin-veth', 'none'],
+  }),
+  maxPods: integer({ default: 110, ...count, acted }),
+  podCIDR: string(),
+  podPidsLimit: integer({ default: -1, bits: 64, keepZero, acted }),
+  /** An explicit `""` gives pods no resolver configuration of the host. */
+  resolvConf: string({ default: '/etc/resolv.conf', keepZero, acted }),
+  runOnce: boolean({ default: false }),
+  cpuCFSQuota: boolean({ default: true, acted }),
+  cpuCFSQuotaPeriod: duration({ default: '100ms', keepZero, acted }),
+  nodeStatusMaxImages: integer({ default: 50, min: -1, keepZero, acted }),
+  maxOpenFiles: integer({ default: 1_000_000, ...count, bits: 64 }),
+  contentType: string({ default: 'application/vnd.kubernetes.protobuf' }),
+  kubeAPIQPS: integer({ default: 50, ...count, keepZero, acted }),
+  kubeAPIBurst: integer({ default: 100, ...count, acted }),
+  serializeImagePulls: boolean({ default: false }),
+  maxParallelImagePulls: integer({ min: 1, keepZero }),
+  evictionHard: map(threshold, {
+    default: {
+      'memory.available': '100Mi',
+      'nodefs.available': '10%',
+      'nodefs.inodesFree': '5%',
+      'imagefs.available': '15%',
+      'imagefs.inodesFree': '5%',
+    },
+    acted,
+  }),
+  evictionSoft: map(threshold),
+  evictionSoftGracePeriod: map(period),
+  evictionPressureTransitionPeriod: duration({ default: '5m' }),
+  evictionMaxPodGracePeriod: integer(),
+  evictionMinimumReclaim: map(threshold),
+  mergeDefaultEvictionSettings: boolean({ default: false }),
+  podsPerCore: integer({ ...count, acted }),
+  enableControllerAttachDetach: boolean({ default: true }),
+  protectKernelDefaults: boolean({ default: false }),
+  makeIPTablesUtilChains: boolean({ default: true }),
+  iptablesMasqueradeBit: integer({ default: 14, min: 0, max: 31, keepZero }),
+  iptablesDropBit: integer({ default: 15, min: 0, max: 31, keepZero }),
+  featureGates: map(boolean()),
+  failSwapOn: boolean({ default: false }),
+  memorySwap: object({ swapBehavior: string({ oneOf: ['NoSwap', 'LimitedSwap'] }) }),
+  containerLogMaxSize: string({
+    default: '10Mi',
+    pattern: quantityPattern,
+    expects: 'quantity such as "10Mi"',
+  }),
+  containerLogMaxFiles: integer({ default: 5, min: 2, keepZero }),
+  containerLogMaxWorkers: integer({ default: 1, min: 1, keepZero }),
+  containerLogMonitorInterval: duration({ default: '10s', keepZero }),
+  configMapAndSecretChangeDetectionStrategy: string({
+    default: 'Watch',
+    oneOf: ['Get', 'Cache', 'Watch'],
+  }),
+  systemReserved: map(quantity, { acted }),
+  kubeReserved: map(quantity, { acted }),
+  reservedSystemCPUs: string(),
+  showHiddenMetricsForVersion: string(),
+  systemReservedCgroup: string(),
+  kubeReservedCgroup: string(),
+  enforceNodeAllocatable: list(string(), { default: ['pods'] }),
+  allowedUnsafeSysctls: list(string()),
+  defaultPodSysctls: map(string()),
+  volumePluginDir: string({ default: '/usr/libexec/kubernetes/kubelet-plugins/volume/exec/' }),
+  providerID: string({ acted }),
+  kernelMemcgNotification: boolean({ default: false }),
+  logging: object({
+    format: string({ default: 'text', oneOf: ['text', 'json'] }),
+    flushFrequency: orNumber(string()),
+    verbosity: integer({ default: 0, min: 0, keepZero, acted }),
+    vmodule: list(object({ filePattern: string(), verbosity: integer({ min: 0 }) })),
+    options: object({ text: outputRouting(), json: outputRouting() }),
+  }),
+  enableSystemLogHandler: boolean({ default: true }),
+  enableSystemLogQuery: boolean(),
+  shutdownGracePeriod: duration({ default: '0s' }),
+  shutdownGracePeriodCriticalPods: duration({ default: '0s' }),
+  shutdownGracePeriodByPodPriority: list(
+    object({
+      priority: integer({ default: 0, keepZero }),
+      shutdownGracePeriodSeconds: integer({ default: 0, min: 0, bits: 64, keepZero }),
+    }),
+  ),
+  crashLoopBackOff: object({ maxContainerRestartPeriod: duration({ default: '5m', keepZero, acted }) }),
+  reservedMemory: list(
+    object({ numaNode: integer({ default: 0, min: 0, keepZero }), limits: map(quantity) }),
+  ),
+  enableProfilingHandler: boolean({ default: true }),
+  enableDebugFlagsHandler: boolean({ default: true }),
+  seccompDefault: boolean({ default: false, acted }),
+  memoryThrottlingFactor: float({ min: 0, max: 1, keepZero }),
+  memoryReservationPolicy: string({ default: 'None', oneOf: ['None', 'TieredReservation'] }),
+  registerWithTaints: list(
+    object({
+      key: string({ default: '', keepZero, acted }),
+      value: string({ acted }),
+      effect: string({
+        default: 'NoSchedule',
+        oneOf: ['NoSchedule', 'PreferNoSchedule', 'NoExecute'],
+        acted,
+      }),
+      timeAdded: string(),
+    }),
+    { acted },
+  ),
+  registerNode: boolean({ default: true, acted }),
+  tracing: object({
+    endpoint: string({ keepZero }),
+    samplingRatePerMillion: integer({ min: 0, max: 1_000_000, keepZero }),
+  }),
+  localStorageCapacityIsolation: boolean({ default: true }),
+  /** Unset: the embedded runtime. */
+  containerRuntimeEndpoint: string(),
+  imageServiceEndpoint: string(),
+  failCgroupV1: boolean({ default: false }),
+  userNamespaces: object({ idsPerPod: integer({ bits: 64, min: 65536, keepZero }) }),
+};
+
+const nodeName = {
+  pattern: /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/,
+  expects: 'lower-case RFC 1123 name such as "edge-1"',
+};
+const ownFields = {
+  /** Images, containers and `state.db`. */
+  stateDir: string({ default: '/var/lib/keelson', acted, ...absolute }),
+  /** Sockets, namespaces and what a reboot may forget. */
+  runDir: string({ default: '/run/keelson', acted, ...absolute }),
+  /** kubelet's root folder: pods' volumes, plugins, certificates. */
+  kubeletDir: string({ default: '/var/lib/kubelet', acted, ...absolute }),
+  containerLogsDir: string({ default: '/var/log/containers', acted, ...absolute }),
+  cniConfDirs: list(string(absolute), { default: ['/etc/cni/net.d'], acted }),
+  cniBinDirs: list(string(absolute), {
+    default: ['/opt/cni/bin', '/usr/lib/cni', '/usr/libexec/cni'],
+    acted,
+  }),
+  cniCacheDir: string({ default: '/var/lib/cni', acted, ...absolute }),
+  /** OCI runtimes by the handler names of RuntimeClass. */
+  runtimes: map(object({ path: string({ default: 'runc', acted }) }), {
+    default: { runc: { path: 'runc' } },
+    acted,
+  }),
+  /** Program name or path. */
+  conmon: string({ default: 'conmon', acted }),
+  /** Layers fetched at once, for the whole node. Unset: the image service's own default. */
+  parallelDownloads: integer({ min: 1, max: 64, acted }),
+  /** `host[:port]` that are spoken to over plain http. */
+  insecureRegistries: list(string(), { acted }),
+  /** Image archives put here are imported. */
+  importDir: string({ ...absolute }),
+  nodeName: string({ acted, ...nodeName }),
+  hostnameOverride: string({ acted, ...nodeName }),
+  /** One address, or one of each family separated by a comma. */
+  nodeIP: string({ acted }),
+  nodeLabels: map(string({ default: '', keepZero }), { acted }),
+};
+
+/** Where keelson's default differs from kubelet's, and why. */
+export const deliberateDefaults: Readonly<Record<string, string>> = {
+  serializeImagePulls: 'layers of all images go through one bounded queue, so parallel pulls do no harm',
+  failSwapOn: 'small machines often have swap',
+  failCgroupV1: 'cgroup v1 is supported',
+  cgroupDriver: 'follows the host',
+  containerRuntimeEndpoint: 'the runtime is inside keelson',
+};
+
+/** The whole file. */
+export const schema = object({
+  apiVersion: string({ default: 'kubelet.config.k8s.io/v1beta1', acted }),
+  kind: string({ default: 'KubeletConfiguration', acted }),
+  ...kubeletFields,
+  keelson: object(ownFields),
+});
+
+export type ConfigValues = ReturnType<typeof schema.read>;
+/** What a file may hold, for overrides by the command line. */
+export type RawConfig = NonNullable<(typeof schema)['raw']>;

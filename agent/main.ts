@@ -1,0 +1,338 @@
+/** Puts the node together: the only place that knows every room. Data flows from the sources to the workers. */
+import { flushCompileCache } from 'node:module';
+import { join } from 'node:path';
+import { makeCni } from '../cni/network.ts';
+import { makeImages } from '../images/service.ts';
+import { detectCgroups } from '../runtime/host/cgroups.ts';
+import { type Clock, systemClock } from '../runtime/host/clock.ts';
+import { openDatabase } from '../runtime/host/database.ts';
+import { KeelsonError } from '../runtime/host/errors.ts';
+import { ensureFolder } from '../runtime/host/files.ts';
+import { type Logger, makeLogger } from '../runtime/host/log.ts';
+import { giveMemoryBack } from '../runtime/host/memory.ts';
+import { systemdSlices } from '../runtime/host/slices.ts';
+import { makeRuntime } from '../runtime/runtime.ts';
+import { startHealthz } from './api/healthz.ts';
+import { containerForLogs } from './api/log-container.ts';
+import { startNodeApi } from './api/server.ts';
+import { makeClient } from './apiserver/client.ts';
+import { makeEventRecorder } from './apiserver/events.ts';
+import { loadKubeconfig } from './apiserver/kubeconfig.ts';
+import { makeObjectCache } from './apiserver/objects.ts';
+import { type Reflector, reflect } from './apiserver/reflector.ts';
+import type { Pod } from './apiserver/types.ts';
+import { type AgentConfig, loadConfig } from './config/load.ts';
+import { watchManifests } from './manifests/watch.ts';
+import { makeFactsReader } from './node/facts.ts';
+import { startNode } from './node/node.ts';
+import { makePodManager, type PodsConfig } from './pods/manager.ts';
+import { kubernetesVersion, version } from './version.ts';
+import { makeVolumes } from './volumes/manager.ts';
+
+export interface AgentOptions {
+  readonly configFile: string | undefined;
+  /** None: only static pods run. */
+  readonly kubeconfigFile: string | undefined;
+  /** Over the configuration's. */
+  readonly nodeName: string | undefined;
+  readonly nodeIp: string | undefined;
+}
+
+/** After a start or a change of containers, when memory that only they needed is given back. */
+const calmMs = 10_000;
+
+/** Runs the node until SIGTERM or SIGINT; containers go on without it. Resolves when it has started. */
+export async function startAgent(options: AgentOptions): Promise<void> {
+  const config = await loadConfig(options.configFile, {
+    keelson: { hostnameOverride: options.nodeName, nodeIP: options.nodeIp },
+  });
+  const clock = systemClock;
+  const log = makeLogger(config.logLevel);
+  for (const warning of config.warnings) log.warn(warning);
+  // A failure that nobody waited for is a bug, and no reason to leave the node without its agent.
+  process.on('unhandledRejection', (error) => log.error({ err: error }, 'a failure that nobody handled'));
+  const close = await assemble(config, options.kubeconfigFile, log, clock);
+  let ending = false;
+  const end = (signal: string) => {
+    if (ending) return;
+    ending = true;
+    log.info({ signal }, 'stopping; containers go on');
+    // Whatever hangs must not keep the process: its state is on disk at every moment.
+    clock.after(5000, () => process.exit(1));
+    void close().then(() => process.exit(0));
+  };
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => end(signal));
+}
+
+/** Opens the rooms from the floor up; returns what closes them in the other order and never rejects. */
+async function assemble(
+  config: AgentConfig,
+  kubeconfigFile: string | undefined,
+  log: Logger,
+  clock: Clock,
+): Promise<() => Promise<void>> {
+  const { keelson, nodeName } = config;
+  // Under a stricter one other users could read neither the pods' logs nor their resolv.conf.
+  process.umask(0o022);
+  const opened: (() => Promise<void> | void)[] = [];
+  /** `after` closes what was opened last first. */
+  const after = (close: () => Promise<void> | void) => opened.push(close);
+  const closeAll = async () => {
+    for (const close of opened.reverse()) {
+      try {
+        await close();
+      } catch (error) {
+        // The others, the database above all, are to be closed all the same.
+        log.error({ err: error }, 'a part of the agent did not stop cleanly');
+      }
+    }
+  };
+  try {
+    const folders = [keelson.runDir, keelson.kubeletDir, config.podLogsDir, keelson.containerLogsDir];
+    await Promise.all(folders.map((folder) => ensureFolder(folder)));
+    const db = openDatabase(join(keelson.stateDir, 'state.db'));
+    after(() => db.close());
+    const images = await makeImages({
+      db,
+      stateDir: keelson.stateDir,
+      log: log.child({ room: 'images' }),
+      clock,
+      parallelDownloads: keelson.parallelDownloads,
+      insecureRegistries: keelson.insecureRegistries,
+    });
+    after(() => images.close());
+    const cni = makeCni({
+      confDirs: keelson.cniConfDirs,
+      binDirs: keelson.cniBinDirs,
+      cacheDir: keelson.cniCacheDir,
+      log: log.child({ room: 'cni' }),
+    });
+    after(() => cni.close());
+    const runtime = await makeRuntime({
+      db,
+      stateDir: keelson.stateDir,
+      runDir: keelson.runDir,
+      images,
+      cni,
+      log: log.child({ room: 'runtime' }),
+      clock,
+      handlers: keelson.runtimes,
+      conmon: keelson.conmon,
+      cgroupDriver: config.cgroupDriver,
+      version,
+    });
+    after(() => runtime.close());
+    for (const condition of await runtime.status()) {
+      if (!condition.status) log.error({ condition: condition.type }, condition.message);
+    }
+
+    const client =
+      kubeconfigFile === undefined
+        ? undefined
+        : makeClient({
+            access: await loadKubeconfig(kubeconfigFile),
+            clock,
+            log: log.child({ room: 'apiserver' }),
+            userAgent: `keelson/${version} (linux/${process.arch}) kubelet/${kubernetesVersion}`,
+            clientQps: config.kubeAPIQPS,
+            clientBurst: config.kubeAPIBurst,
+          });
+    if (client !== undefined) after(() => client.close());
+    const events = makeEventRecorder({
+      client,
+      host: nodeName,
+      clock,
+      log: log.child({ room: 'events' }),
+      qps: config.eventRecordQPS,
+      burst: config.eventBurst,
+    });
+    after(() => events.close());
+    const facts = makeFactsReader({
+      kubeletDir: keelson.kubeletDir,
+      stateDir: keelson.stateDir,
+      nodeIP: keelson.nodeIP,
+    });
+    let reflector: Reflector | undefined;
+    const node =
+      client === undefined
+        ? undefined
+        : startNode({
+            client,
+            config,
+            facts,
+            runtime,
+            images,
+            events,
+            clock,
+            log: log.child({ room: 'node' }),
+            kubeletVersion: `${kubernetesVersion}-keelson.${version}`,
+            handlers: Object.keys(keelson.runtimes),
+            onApiserverBack: () => reflector?.retryNow(),
+          });
+    if (node !== undefined) {
+      after(() => node.close());
+      after(cni.onChange(() => node.poke()));
+    }
+    const objects = makeObjectCache({
+      client,
+      clock,
+      log: log.child({ room: 'apiserver' }),
+      ttlMs: node === undefined ? undefined : () => node.objectTtlMs(),
+    });
+    after(() => objects.close());
+
+    const firstFacts = await facts.read();
+    const allocatable = () => node?.current()?.status?.allocatable ?? {};
+    const volumes = makeVolumes({
+      kubeletDir: keelson.kubeletDir,
+      client,
+      objects,
+      nodeName,
+      log: log.child({ room: 'volumes' }),
+      clock,
+      allocatable,
+    });
+    const cgroups = detectCgroups();
+    const { cgroupDriver } = config;
+    const pods = makePodManager({
+      runtime,
+      images,
+      volumes,
+      cgroups: cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups,
+      client,
+      objects,
+      events,
+      config: podsConfig(config),
+      sources: [
+        ...(client === undefined ? [] : (['api'] as const)),
+        ...(config.staticPodPath === undefined ? [] : (['file'] as const)),
+      ],
+      memoryCapacity: firstFacts.memoryBytes,
+      random: Math.random,
+      nodeName,
+      hostIps: () => node?.addresses() ?? firstFacts.addresses,
+      allocatable,
+      nodeLabels: () => node?.current()?.metadata?.labels ?? {},
+      log: log.child({ room: 'pods' }),
+      clock,
+    });
+    after(() => pods.close());
+    if (config.staticPodPath !== undefined) {
+      const manifests = watchManifests({
+        folder: config.staticPodPath,
+        nodeName,
+        sink: pods,
+        log: log.child({ room: 'manifests' }),
+        clock,
+      });
+      after(() => manifests.close());
+    }
+    if (client !== undefined) {
+      const watch = reflect<Pod>({
+        client,
+        path: '/api/v1/pods',
+        query: { fieldSelector: `spec.nodeName=${nodeName}` },
+        onReplace: (list) => pods.replaceAll('api', list),
+        onUpsert: (pod) => pods.upsert('api', pod),
+        onDelete: ({ metadata }) => pods.remove('api', metadata!.uid!),
+        clock,
+        log: log.child({ room: 'apiserver' }),
+      });
+      reflector = watch;
+      after(() => watch.close());
+    }
+
+    const healthy = () => ({ ok: true, message: 'ok' });
+    if (config.enableServer) {
+      const api = await startNodeApi({
+        address: config.address,
+        port: config.port,
+        tls: {
+          certFile: config.tlsCertFile,
+          keyFile: config.tlsPrivateKeyFile,
+          selfSignedFolder: join(keelson.kubeletDir, 'pki'),
+          names: [nodeName],
+          ips: [...new Set([...firstFacts.addresses, '127.0.0.1', '::1'])],
+        },
+        clientCaFile: config.authentication.x509.clientCAFile,
+        authentication: {
+          anonymous: config.authentication.anonymous.enabled,
+          webhook: config.authentication.webhook.enabled,
+        },
+        authorization: { mode: config.authorization.mode as 'AlwaysAllow' | 'Webhook' },
+        client,
+        nodeName,
+        log: log.child({ room: 'api' }),
+        clock,
+        pods: () => pods.pods(),
+        container(namespace, name, container, previous) {
+          const pod = pods
+            .pods()
+            .findLast(({ metadata }) => metadata?.name === name && metadata.namespace === namespace);
+          containerForLogs(pod, name, container, previous);
+          const found = pods.containerLog(namespace, name, container, previous);
+          if (found !== undefined) return found;
+          throw new KeelsonError('NOT_FOUND', `the log of container "${container}" in pod "${name}" is gone`);
+        },
+        healthy,
+      });
+      after(() => api.close());
+    }
+    if (config.healthzPort !== 0) {
+      const healthz = await startHealthz({
+        address: config.healthzBindAddress,
+        port: config.healthzPort,
+        healthy,
+      });
+      after(() => healthz.close());
+    }
+    const calm = whenCalm(clock, calmMs, () => {
+      flushCompileCache(); // A killed process would not leave it to the next one.
+      giveMemoryBack().catch((error: unknown) => log.warn({ err: error }, 'cannot give memory back'));
+    });
+    after(runtime.containerEvents(calm.stir));
+    after(calm.close);
+    log.info({ node: nodeName, version, standalone: client === undefined }, 'keelson is up');
+    return closeAll;
+  } catch (error) {
+    await closeAll();
+    throw error;
+  }
+}
+
+/** Calls `act` each time when nothing has stirred for `ms`; it begins stirred. */
+function whenCalm(clock: Clock, ms: number, act: () => void): { stir(): void; close(): void } {
+  let cancel = clock.after(ms, act);
+  return {
+    stir() {
+      cancel();
+      cancel = clock.after(ms, act);
+    },
+    close: () => cancel(),
+  };
+}
+
+/** The part of the configuration that is about pods, in the words of their room. */
+function podsConfig(config: AgentConfig): PodsConfig {
+  const { keelson } = config;
+  return {
+    kubeletDir: keelson.kubeletDir,
+    podLogsDir: config.podLogsDir,
+    containerLogsDir: keelson.containerLogsDir,
+    clusterDns: config.clusterDNS ?? [],
+    clusterDomain: config.clusterDomain ?? '',
+    resolvConf: config.resolvConf,
+    cgroup: {
+      driver: config.cgroupDriver,
+      root: config.cgroupRoot ?? '/',
+      cpuCfsQuota: config.cpuCFSQuota,
+      cpuCfsPeriodUs: config.cpuCFSQuotaPeriod * 1000,
+      podPidsLimit: config.podPidsLimit > 0 ? config.podPidsLimit : undefined,
+    },
+    security: {
+      seccompRoot: join(keelson.kubeletDir, 'seccomp'),
+      seccompDefault: config.seccompDefault,
+    },
+    maxContainerRestartPeriodMs: config.crashLoopBackOff.maxContainerRestartPeriod,
+  };
+}

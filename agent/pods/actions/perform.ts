@@ -1,0 +1,235 @@
+/** Doing one action of a plan. What goes wrong becomes memory, so that the next plan knows. */
+import { readFile } from 'node:fs/promises';
+import { describe, KeelsonError, reasonOf } from '../../../runtime/host/errors.ts';
+import type { PodContainer } from '../../apiserver/types.ts';
+import type { Action } from '../plan/actions.ts';
+import {
+  type BackoffSettings,
+  containerBackoff,
+  type Failure,
+  failedAgain,
+  sandboxBackoff,
+  volumeBackoff,
+} from '../plan/backoff.ts';
+import { without } from '../plan/memory.ts';
+import { allContainers, uidOf } from '../spec/pod.ts';
+import { podCgroup, podCgroupResources } from '../spec/qos.ts';
+import { makeSandboxConfig, parseResolvConf, podDns } from '../spec/sandbox_config.ts';
+import { erase, removeContainer, removeSandbox } from './cleanup.ts';
+import { type ActionContext, interrupted, type MemoryUpdate, tell } from './context.ts';
+import { ensureImage } from './pull.ts';
+import { createContainer, startContainer } from './start.ts';
+import { stopContainer } from './stop.ts';
+
+/** Milliseconds after which an action is given up, by kind; stops get their own grace on top. */
+const deadlines: Readonly<Record<Action['kind'], number>> = {
+  cgroup: 30_000,
+  volumes: 120_000,
+  sandbox: 240_000,
+  image: 7_200_000,
+  create: 120_000,
+  // A postStart hook may take its time.
+  start: 3_600_000,
+  stop: 120_000,
+  stopSandbox: 120_000,
+  removeSandbox: 180_000,
+  removeContainer: 60_000,
+  tearDown: 120_000,
+  erase: 60_000,
+  note: 0,
+};
+
+export function deadlineMs(action: Action, now: number): number {
+  return deadlines[action.kind] + (action.kind === 'stop' ? Math.max(0, action.deadline - now) : 0);
+}
+
+/**
+ * Does it. Throws only when `context.signal` aborted it; other failures are in the memory update that it returns.
+ * `again`: the action was interrupted before and is asked for anew.
+ */
+export async function perform(action: Action, context: ActionContext, again: boolean): Promise<MemoryUpdate> {
+  const named = (name: string): PodContainer => {
+    const found = allContainers(context.pod).find((container) => container.name === name);
+    if (found !== undefined) return found;
+    throw new KeelsonError('NOT_FOUND', `the pod has no container ${name}`);
+  };
+  switch (action.kind) {
+    case 'cgroup':
+      return makeCgroup(context);
+    case 'volumes':
+      return setUpVolumes(context);
+    case 'sandbox':
+      return runSandbox(context, action.attempt);
+    case 'image':
+      return ensureImage(context, named(action.container), action.attempt);
+    case 'create':
+      return createContainer(
+        context,
+        named(action.container),
+        action.attempt,
+        action.sandboxId,
+        action.imageId,
+      );
+    case 'start':
+      return startContainer(context, named(action.container), action.id);
+    case 'stop':
+      return step(context, action.key, () =>
+        stopContainer(context, action.container, action.id, action.deadline, action.message, again),
+      );
+    case 'stopSandbox': {
+      const stopped = await step(context, action.key, () =>
+        context.runtime.stopPodSandbox(action.id, context.signal),
+      );
+      return (memory) => {
+        const after = stopped(memory);
+        return action.key in after.teardownFailures
+          ? after
+          : { ...after, stoppedSandboxes: [...after.stoppedSandboxes, action.id] };
+      };
+    }
+    case 'removeSandbox':
+      return step(context, action.key, () => removeSandbox(context, action.id));
+    case 'removeContainer':
+      return step(context, action.key, () => removeContainer(context, action.id));
+    case 'tearDown': {
+      const done = await step(context, action.key, () =>
+        context.volumes.tearDown(uidOf(context.pod), context.signal),
+      );
+      return (memory) => {
+        const after = done(memory);
+        return action.key in after.teardownFailures ? after : { ...after, volumes: 'gone' };
+      };
+    }
+    case 'erase': {
+      const done = await step(context, action.key, () => erase(context));
+      return (memory) => {
+        const after = done(memory);
+        return action.key in after.teardownFailures ? after : { ...after, erased: true };
+      };
+    }
+    case 'note':
+      tell(context, action.container, action.type, action.reason, action.message);
+      return (memory) => ({ ...memory, noted: { ...memory.noted, [action.key]: action.occasion } });
+  }
+}
+
+/** A step of taking down: a failure is told, remembered and tried again later. */
+async function step(context: ActionContext, key: string, body: () => Promise<void>): Promise<MemoryUpdate> {
+  try {
+    await body();
+    return (memory) => ({ ...memory, teardownFailures: without(memory.teardownFailures, key) });
+  } catch (error) {
+    if (interrupted(context)) throw error;
+    context.log.warn({ err: error, pod: context.pod.metadata?.name, step: key }, 'cannot take the pod down');
+    tell(context, undefined, 'Warning', 'FailedKillPod', `error killing pod: ${describe(error)}`);
+    const now = context.clock.now();
+    return (memory) => ({
+      ...memory,
+      teardownFailures: {
+        ...memory.teardownFailures,
+        [key]: failedAgain(
+          memory.teardownFailures[key],
+          'FailedKillPod',
+          describe(error),
+          now,
+          containerBackoff,
+        ),
+      },
+    });
+  }
+}
+
+type FailureField = 'cgroupFailure' | 'volumesFailure' | 'sandboxFailure';
+
+function remember(
+  context: ActionContext,
+  field: FailureField,
+  reason: string,
+  error: unknown,
+  settings: BackoffSettings,
+): MemoryUpdate {
+  const now = context.clock.now();
+  return (memory) => {
+    const failure: Failure = failedAgain(memory[field], reason, describe(error), now, settings);
+    return { ...memory, [field]: failure };
+  };
+}
+
+async function makeCgroup(context: ActionContext): Promise<MemoryUpdate> {
+  const { pod, config, cgroups } = context;
+  try {
+    await cgroups?.ensure(podCgroup(pod, config.cgroup).path, podCgroupResources(pod, config.cgroup));
+  } catch (error) {
+    tell(
+      context,
+      undefined,
+      'Warning',
+      'FailedCreatePodContainer',
+      `unable to ensure pod cgroup: ${describe(error)}`,
+    );
+    return remember(context, 'cgroupFailure', 'FailedCreatePodContainer', error, sandboxBackoff);
+  }
+  context.stage('cgroup');
+  return (memory) => ({ ...memory, cgroupReady: true, cgroupFailure: undefined });
+}
+
+async function setUpVolumes(context: ActionContext): Promise<MemoryUpdate> {
+  const { pod, volumes, signal, clock } = context;
+  try {
+    context.setReady(await volumes.setUp(pod, signal));
+  } catch (error) {
+    if (interrupted(context)) throw error;
+    tell(context, undefined, 'Warning', reasonOf(error, 'FailedMount'), describe(error));
+    const failed = remember(context, 'volumesFailure', 'FailedMount', error, volumeBackoff);
+    const now = clock.now();
+    return (memory) => {
+      if (memory.volumes !== 'ready') return failed(memory);
+      // Running containers keep what they have; only the refresh is late.
+      return { ...memory, refreshAt: now + volumeBackoff.maxMs };
+    };
+  }
+  context.stage('volumes');
+  const refresh = volumes.refreshAfterMs(pod);
+  const refreshAt = refresh === undefined ? undefined : clock.now() + refresh;
+  return (memory) => ({ ...memory, volumes: 'ready', volumesFailure: undefined, refreshAt });
+}
+
+async function runSandbox(context: ActionContext, attempt: number): Promise<MemoryUpdate> {
+  const { pod, config, signal, runtime } = context;
+  context.stage('sandboxStart');
+  try {
+    const host = config.resolvConf === '' ? '' : await readFile(config.resolvConf, 'utf8').catch(() => '');
+    const { dns, warnings } = podDns(pod, {
+      clusterDns: config.clusterDns,
+      clusterDomain: config.clusterDomain,
+      host: parseResolvConf(host),
+    });
+    for (const warning of warnings) tell(context, undefined, 'Warning', 'DNSConfigForming', warning);
+    const sandbox = makeSandboxConfig(pod, attempt, dns, {
+      podLogsDir: config.podLogsDir,
+      clusterDomain: config.clusterDomain,
+      cgroupParent: podCgroup(pod, config.cgroup).parent,
+    });
+    await runtime.runPodSandbox(sandbox, await runtimeHandler(context), signal);
+  } catch (error) {
+    if (interrupted(context)) throw error;
+    const reason = reasonOf(error, 'FailedCreatePodSandBox');
+    const told = reason === 'NetworkNotReady' ? reason : 'FailedCreatePodSandBox';
+    tell(context, undefined, 'Warning', told, `Failed to create pod sandbox: ${describe(error)}`);
+    return remember(context, 'sandboxFailure', told, error, sandboxBackoff);
+  }
+  context.stage('sandbox');
+  return (memory) => ({ ...memory, sandboxFailure: undefined });
+}
+
+/** The handler that the pod's RuntimeClass names; empty for the default. */
+async function runtimeHandler(context: ActionContext): Promise<string> {
+  const name = context.pod.spec?.runtimeClassName;
+  if (!name) return '';
+  if (context.client === undefined) return name;
+  const found = await context.client.get<{ handler?: string }>(
+    `/apis/node.k8s.io/v1/runtimeclasses/${encodeURIComponent(name)}`,
+    { signal: context.signal },
+  );
+  return found.handler ?? '';
+}

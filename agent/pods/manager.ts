@@ -1,0 +1,282 @@
+/** All pods of the node: takes them from the sources, keeps a worker for each, writes their status. */
+import type { Pod, PodStatus } from '../apiserver/types.ts';
+import type { Shared } from './actions/context.ts';
+import { type ContainerLog, findContainer } from './lookup.ts';
+import { nothingObserved } from './observe.ts';
+import { findOrphans } from './orphans.ts';
+import { isTerminalPhase } from './plan/conditions.ts';
+import { refusalOf } from './spec/admission.ts';
+import { formatPod, labelNames, uidOf } from './spec/pod.ts';
+import { makeStatusWriter, type StatusWriter } from './status_writer.ts';
+import type { TimelineEntry } from './timeline.ts';
+import type { PodSink, PodSourceKind } from './types.ts';
+import { startWorker, type Worker } from './worker.ts';
+
+export type { PodsConfig } from './actions/context.ts';
+export type { ContainerLog } from './lookup.ts';
+export type { TimelineEntry } from './timeline.ts';
+
+export interface PodManagerOptions extends Shared {
+  /** Sources that must have told everything before what is left of unknown pods is removed. */
+  readonly sources: readonly PodSourceKind[];
+  /** 0 to below 1. */
+  readonly random: () => number;
+  readonly nodeLabels: () => Readonly<Record<string, string>>;
+  /** Milliseconds between two looks at the whole runtime, for events that got lost. Default 60,000. */
+  readonly relistMs?: number;
+}
+
+export interface PodManager extends PodSink {
+  /** The pods with the status that they have now, whether or not it is written. */
+  pods(): readonly Pod[];
+  /** Where a container logs; `previous`: the one before. Undefined where there is no such pod or container. */
+  containerLog(
+    namespace: string,
+    pod: string,
+    container: string,
+    previous?: boolean,
+  ): ContainerLog | undefined;
+  /** The stages of a pod's start; kept while the pod is on the node. */
+  timeline(uid: string): readonly TimelineEntry[];
+  /** Ends the workers. Containers are left as they are. */
+  close(): Promise<void>;
+}
+
+const mirrorAnnotation = 'kubernetes.io/config.mirror';
+
+interface Held {
+  readonly source: PodSourceKind;
+  readonly worker: Worker;
+  readonly refused: boolean;
+  /** The source no longer has it: it is on its way out. */
+  removed: boolean;
+}
+
+export function makePodManager(options: PodManagerOptions): PodManager {
+  const { runtime, objects, client, clock, log } = options;
+  const held = new Map<string, Held>();
+  /** Taken down already; their objects may still come along until the source forgets them. */
+  const finished = new Map<string, PodSourceKind>();
+  /** Wanted, but what is left of the one before has to go first. */
+  const waiting = new Map<string, { readonly source: PodSourceKind; readonly pod: Pod }>();
+  const awaited = new Set(options.sources);
+  const exitListeners = new Set<() => void>();
+  let closed = false;
+
+  const writer: StatusWriter | undefined =
+    client === undefined
+      ? undefined
+      : makeStatusWriter({
+          client,
+          log,
+          clock,
+          random: options.random,
+          onWritten(uid, status) {
+            const worker = held.get(uid)?.worker;
+            if (worker === undefined || !started(status)) return;
+            const first = worker.timeline.entries().every(({ stage }) => stage !== 'statusWritten');
+            worker.timeline.mark('statusWritten');
+            if (first)
+              log.info({ pod: formatPod(worker.pod), stages: worker.timeline.entries() }, 'pod started');
+          },
+        });
+
+  function started(status: PodStatus): boolean {
+    return status.phase !== 'Pending';
+  }
+
+  const endEvents = runtime.containerEvents((event) => {
+    held.get(event.sandbox.uid)?.worker.runtimeChanged(event.type);
+  });
+  const relistMs = options.relistMs ?? 60_000;
+  let cancelRelist = clock.after(relistMs, relist);
+  let cancelOrphans = () => {};
+
+  /** Wakes the workers whose sandboxes or containers are not as they think. */
+  function relist(): void {
+    void (async () => {
+      try {
+        const [sandboxes, containers] = await Promise.all([
+          runtime.listPodSandbox(),
+          runtime.listContainers(),
+        ]);
+        const seen = new Map<string, string[]>();
+        for (const { id, state, labels } of [...sandboxes, ...containers]) {
+          const uid = labels[labelNames.podUid];
+          if (uid !== undefined) seen.set(uid, [...(seen.get(uid) ?? []), `${id} ${state}`]);
+        }
+        for (const [uid, { worker }] of held) {
+          const { sandboxes: boxes, containers: own } = worker.observed;
+          const thought = [...boxes, ...own].map(({ id, state }) => `${id} ${state}`).sort();
+          if (thought.join() !== (seen.get(uid) ?? []).sort().join()) worker.wake();
+        }
+      } catch (error) {
+        log.warn({ err: error }, 'cannot list what the runtime has');
+      }
+      if (!closed) cancelRelist = clock.after(relistMs, relist);
+    })();
+  }
+
+  function add(source: PodSourceKind, pod: Pod, orphan = false): void {
+    const uid = uidOf(pod);
+    const refused = orphan ? undefined : refusal(pod);
+    if (refused !== undefined)
+      options.events.event(
+        { apiVersion: 'v1', kind: 'Pod', metadata: pod.metadata },
+        'Warning',
+        refused.reason,
+        refused.message,
+      );
+    const written = source === 'api' && !orphan ? writer : undefined;
+    objects.retain(uid, pod.metadata?.namespace ?? 'default');
+    const worker = startWorker({
+      ...options,
+      pod,
+      refused,
+      orphan,
+      onStatus: (status) => written?.submit(held.get(uid)?.worker.pod ?? pod, status),
+      onGone: async (status) => written?.finish(held.get(uid)?.worker.pod ?? pod, status),
+      onExit: () => {
+        for (const listener of exitListeners) listener();
+      },
+      onDone: () => {
+        const known = held.get(uid);
+        held.delete(uid);
+        objects.release(uid);
+        writer?.forget(uid);
+        // A source that has forgotten the pod already would never take the note back.
+        if (known?.removed === false) finished.set(uid, source);
+        for (const [next, one] of [...waiting]) {
+          waiting.delete(next);
+          upsert(one.source, one.pod);
+        }
+      },
+    });
+    held.set(uid, { source, worker, refused: refused !== undefined, removed: orphan });
+  }
+
+  /**
+   * The same pod is on its way out (its manifest went and came back), or, for a static pod, one of the same name
+   * (its manifest was changed): they would be in each other's way, and host ports are not free yet.
+   */
+  function mustWait(source: PodSourceKind, pod: Pod): boolean {
+    const { name, namespace } = pod.metadata ?? {};
+    const same = held.get(uidOf(pod));
+    if (same !== undefined) return same.removed;
+    return (
+      source !== 'api' &&
+      [...held.values()].some(
+        ({ removed, worker: { pod: other } }) =>
+          removed && other.metadata?.name === name && other.metadata?.namespace === namespace,
+      )
+    );
+  }
+
+  /** Pods that were taken in before stay: only new ones are judged. */
+  function refusal(pod: Pod) {
+    const { status, metadata } = pod;
+    if (
+      status?.startTime !== undefined ||
+      metadata?.deletionTimestamp !== undefined ||
+      isTerminalPhase(status?.phase)
+    )
+      return undefined;
+    const others = [...held.values()]
+      .filter(
+        ({ refused, removed, worker }) => !refused && !removed && !isTerminalPhase(worker.status?.phase),
+      )
+      .map(({ worker }) => worker.pod);
+    return refusalOf(pod, others, {
+      name: options.nodeName,
+      labels: options.nodeLabels(),
+      allocatable: options.allocatable(),
+    });
+  }
+
+  function upsert(source: PodSourceKind, pod: Pod): void {
+    const uid = uidOf(pod);
+    if (closed || uid === '' || finished.has(uid)) return;
+    // The apiserver's image of a static pod, which runs from its file.
+    if (source === 'api' && pod.metadata?.annotations?.[mirrorAnnotation] !== undefined) return;
+    if (mustWait(source, pod)) {
+      waiting.set(uid, { source, pod });
+      return;
+    }
+    const known = held.get(uid);
+    if (known === undefined) {
+      add(source, pod);
+      return;
+    }
+    if (known.source === 'api') writer?.seen(pod);
+    known.worker.update(pod);
+  }
+
+  function remove(source: PodSourceKind, uid: string): void {
+    if (finished.get(uid) === source) finished.delete(uid);
+    if (waiting.get(uid)?.source === source) waiting.delete(uid);
+    const known = held.get(uid);
+    if (known?.source !== source) return;
+    known.removed = true;
+    writer?.forget(uid);
+    known.worker.remove();
+  }
+
+  async function removeOrphans(): Promise<void> {
+    try {
+      const known = (uid: string) => held.has(uid);
+      const pods = await findOrphans(options, known);
+      for (const pod of pods) {
+        if (closed || held.has(uidOf(pod))) continue;
+        log.info({ pod: formatPod(pod) }, 'removing what is left of a pod that is not wanted any more');
+        add('api', pod, true);
+      }
+    } catch (error) {
+      log.warn({ err: error }, 'cannot look for what is left of unknown pods, trying again');
+      if (!closed) cancelOrphans = clock.after(relistMs, () => void removeOrphans());
+    }
+  }
+
+  return {
+    replaceAll(source, pods) {
+      if (closed) return;
+      const listed = new Set(pods.map(uidOf));
+      for (const [uid, one] of held) if (one.source === source && !listed.has(uid)) remove(source, uid);
+      for (const [uid, from] of finished) if (from === source && !listed.has(uid)) finished.delete(uid);
+      for (const [uid, one] of waiting) if (one.source === source && !listed.has(uid)) waiting.delete(uid);
+      // Those that hold their place already come before those that have to be judged.
+      const inPlace = (pod: Pod) => Number(pod.status?.startTime === undefined);
+      for (const pod of [...pods].sort((a, b) => inPlace(a) - inPlace(b))) upsert(source, pod);
+      if (awaited.delete(source) && awaited.size === 0) void removeOrphans();
+    },
+    upsert,
+    remove,
+    pods: () =>
+      [...held.values()].map(({ worker }) =>
+        worker.status === undefined
+          ? worker.pod
+          : { ...worker.pod, status: { ...worker.pod.status, ...worker.status } },
+      ),
+    containerLog(namespace, pod, container, previous = false) {
+      // The newest: one of the same name may still be on its way out.
+      const found = [...held.values()].findLast(
+        ({ worker }) => worker.pod.metadata?.name === pod && worker.pod.metadata.namespace === namespace,
+      );
+      return findContainer(
+        found?.worker.observed ?? nothingObserved,
+        container,
+        previous,
+        exitListeners,
+        () => found?.worker.observed ?? nothingObserved,
+      );
+    },
+    timeline: (uid) => held.get(uid)?.worker.timeline.entries() ?? [],
+    async close() {
+      closed = true;
+      cancelRelist();
+      cancelOrphans();
+      endEvents();
+      await Promise.all([...held.values()].map(({ worker }) => worker.close()));
+      await writer?.close();
+    },
+  };
+}

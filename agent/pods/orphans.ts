@@ -1,0 +1,79 @@
+/** What is on the node of pods that no source knows: found when all sources have told all they have. */
+import type { Container, PodSandbox, RuntimeService } from '../../runtime/api.ts';
+import type { Cgroups } from '../../runtime/host/cgroups.ts';
+import { listFolder } from '../../runtime/host/files.ts';
+import type { Pod } from '../apiserver/types.ts';
+import type { VolumeManager } from '../volumes/types.ts';
+import { annotationNames, labelNames } from './spec/pod.ts';
+import { type CgroupSettings, podCgroupParents, uidOfCgroup } from './spec/qos.ts';
+
+/**
+ * Stand-ins for the pods whose sandboxes, containers, folders, logs or cgroups are found and whose uid is not `known`.
+ * Sandboxes without kubelet's labels were made by somebody else and are left alone.
+ */
+export async function findOrphans(
+  places: {
+    readonly runtime: RuntimeService;
+    readonly volumes: VolumeManager;
+    readonly cgroups?: Pick<Cgroups, 'children'>;
+    readonly config: { readonly podLogsDir: string; readonly cgroup: CgroupSettings };
+  },
+  known: (uid: string) => boolean,
+): Promise<Pod[]> {
+  const { runtime, volumes, cgroups, config } = places;
+  const groupsBelow = async (path: string) => (await cgroups?.children(path)) ?? [];
+  const [sandboxes, containers, onDisk, logs, groups] = await Promise.all([
+    runtime.listPodSandbox(),
+    runtime.listContainers(),
+    volumes.podsOnDisk(),
+    listFolder(config.podLogsDir),
+    Promise.all(podCgroupParents(config.cgroup).map(groupsBelow)),
+  ]);
+  const logUids = logs.flatMap((name) => {
+    const parts = name.split('_');
+    return parts.length === 3 && parts[2] !== '' ? [parts[2]!] : [];
+  });
+  const uids = new Set([
+    ...[...sandboxes, ...containers].flatMap(({ labels }) => labels[labelNames.podUid] ?? []),
+    ...onDisk,
+    ...logUids,
+    ...groups.flat().flatMap((name) => uidOfCgroup(name, config.cgroup) ?? []),
+  ]);
+  return [...uids].filter((uid) => !known(uid)).map((uid) => standIn(uid, sandboxes, containers));
+}
+
+function standIn(uid: string, sandboxes: readonly PodSandbox[], containers: readonly Container[]): Pod {
+  const mine = (one: { readonly labels: Readonly<Record<string, string>> }) =>
+    one.labels[labelNames.podUid] === uid;
+  const own = containers.filter(mine);
+  const labels = (sandboxes.find(mine) ?? own[0])?.labels ?? {};
+  const grace = Number(own[0]?.annotations[annotationNames.grace]);
+  // The hooks are in the annotations, so that a pod that went while the agent was down ends as it should.
+  const named = new Map(own.map((container) => [container.metadata.name, container]));
+  return {
+    apiVersion: 'v1',
+    kind: 'Pod',
+    metadata: {
+      name: labels[labelNames.podName] ?? uid,
+      namespace: labels[labelNames.podNamespace] ?? 'default',
+      uid,
+    },
+    spec: {
+      terminationGracePeriodSeconds: Number.isFinite(grace) ? grace : 30,
+      containers: [...named].map(([name, { image, annotations }]) => ({
+        name,
+        image,
+        ...hookOf(annotations[annotationNames.preStop]),
+      })),
+    },
+  };
+}
+
+function hookOf(annotation: string | undefined): object {
+  if (annotation === undefined) return {};
+  try {
+    return { lifecycle: { preStop: JSON.parse(annotation) as object } };
+  } catch {
+    return {};
+  }
+}

@@ -1,0 +1,272 @@
+/** Bringing a pod up: what its sandbox and containers wait for, and what is done about it. Pure. */
+import type { ContainerStatus } from '../../../runtime/api.ts';
+import type { Pod, PodContainer, PodStatus } from '../../apiserver/types.ts';
+import { allContainers, formatPod, specGraceSeconds } from '../spec/pod.ts';
+import { namespacesOf } from '../spec/sandbox_config.ts';
+import type { ObservedPod } from '../types.ts';
+import type { Action, InFlight } from './actions.ts';
+import {
+  type BackoffSettings,
+  crashStateOf,
+  goSeconds,
+  restartAllowed,
+  restartAllowedAt,
+} from './backoff.ts';
+import type { Waiting } from './container_status.ts';
+import type { Decision } from './decide.ts';
+import type { PodMemory } from './memory.ts';
+import { stopAction } from './teardown.ts';
+import { isLive, nextAttempt, oldStatusOf, type View } from './view.ts';
+
+export interface BringUpInput {
+  readonly pod: Pod;
+  readonly observed: ObservedPod;
+  readonly view: View;
+  readonly memory: PodMemory;
+  readonly decision: Decision;
+  readonly inFlight: InFlight;
+  readonly old: PodStatus | undefined;
+  readonly now: number;
+  readonly crash: BackoffSettings;
+}
+
+export interface BringUp {
+  readonly actions: readonly Action[];
+  readonly waiting: ReadonlyMap<string, Waiting>;
+  readonly wakeAt: readonly number[];
+  /** Something failed: the status is worth writing at once. */
+  readonly failing: boolean;
+}
+
+/** For how long the cause of a failed pull is shown before the waiting is. */
+const showPullErrorMs = 5_000;
+
+export function bringUp(input: BringUpInput): BringUp {
+  const { pod, view, memory, decision, inFlight, now } = input;
+  const actions: Action[] = [];
+  const waiting = new Map<string, Waiting>();
+  const wakeAt: number[] = [];
+  let failing = false;
+  /** True while something that failed has to wait. */
+  const held = (failure: { readonly retryAt: number } | undefined) => {
+    if (failure === undefined) return false;
+    failing = true;
+    if (failure.retryAt <= now) return false;
+    wakeAt.push(failure.retryAt);
+    return true;
+  };
+
+  const starts = decision.start.length > 0;
+  if (starts && !memory.cgroupReady && !held(memory.cgroupFailure))
+    actions.push({ kind: 'cgroup', key: 'cgroup' });
+  const refresh = memory.volumes === 'ready' && memory.refreshAt !== undefined ? memory.refreshAt : undefined;
+  if (
+    (memory.volumes !== 'ready' || (refresh !== undefined && refresh <= now)) &&
+    !held(memory.volumesFailure)
+  )
+    actions.push({ kind: 'volumes', key: 'volumes' });
+  else if (refresh !== undefined) wakeAt.push(refresh);
+
+  const graceful = now + specGraceSeconds(pod) * 1000;
+  if (decision.needSandbox) actions.push(...replaceSandbox(input, graceful, held(memory.sandboxFailure)));
+  // A container that came up in a sandbox that was replaced meanwhile.
+  const strays = decision.needSandbox
+    ? []
+    : input.observed.containers
+        .filter((container) => isLive(container) && container.podSandboxId !== view.sandbox?.id)
+        .filter(({ id }) => decision.stop.every(({ container }) => container.id !== id))
+        .map((container) => ({ container, message: 'Pod sandbox changed' }));
+  for (const { container, message } of [...decision.stop, ...strays]) {
+    // The deadline of a stop under way stands: it must not move with the clock.
+    const deadline = inFlight.get(`stop/${container.id}`)?.deadline ?? graceful;
+    actions.push(stopAction(container, deadline, message));
+  }
+
+  // The images of all containers are fetched from the start, also of those whose turn comes later.
+  const due = new Set(decision.start);
+  for (const container of allContainers(pod)) {
+    if (!due.has(container) && view.newest(container.name) === undefined) prefetch(container);
+  }
+  let inOrder = true;
+  for (const container of decision.start) inOrder = advance(container, inOrder);
+  actions.push(...prune(input));
+  return { actions, waiting, wakeAt, failing };
+
+  function attemptOf(name: string): number {
+    return nextAttempt(view.newest(name), oldStatusOf(input.old, name));
+  }
+
+  function prefetch(container: PodContainer): void {
+    const attempt = attemptOf(container.name);
+    const image = memory.images[container.name];
+    if (image?.attempt === attempt && image.imageId !== undefined) return;
+    const failure = image?.failure;
+    if (failure !== undefined && failure.retryAt > now) wakeAt.push(failure.retryAt);
+    else actions.push(imageAction(container, attempt));
+  }
+
+  /** Brings one container a step nearer to running. False while later containers must not overtake it. */
+  function advance(container: PodContainer, mayStart: boolean): boolean {
+    const { name } = container;
+    const newest = view.newest(name);
+    if (inFlight.has(`start/${name}`)) return false;
+    if (inFlight.has(`create/${name}`)) return false;
+    if (newest !== undefined && isLive(newest)) return true; // Is being stopped first.
+    const usable =
+      newest?.state === 'created' &&
+      newest.podSandboxId === view.sandbox?.id &&
+      !memory.broken.includes(newest.id) &&
+      !decision.stop.some((stop) => stop.container.id === newest.id);
+    const failure = memory.startFailures[name];
+    if (failure !== undefined) {
+      failing = true;
+      if (failure.retryAt > now) {
+        wakeAt.push(failure.retryAt);
+        waiting.set(name, { reason: failure.reason, message: failure.message });
+        return true;
+      }
+    }
+    if (newest !== undefined && usable) {
+      if (mayStart && volumesReady())
+        actions.push({ kind: 'start', key: `start/${name}`, container: name, id: newest.id });
+      return false;
+    }
+    const crash = backoffOf(container, newest);
+    if (crash === 'wait') return true;
+    const attempt = attemptOf(name);
+    const image = memory.images[name];
+    if (image?.attempt !== attempt || image.imageId === undefined) return fetch(container, attempt);
+    if (view.sandbox === undefined || !memory.cgroupReady || !volumesReady()) {
+      if (memory.sandboxFailure === undefined && memory.volumesFailure === undefined) return false;
+      return true;
+    }
+    actions.push({
+      kind: 'create',
+      key: `create/${name}`,
+      container: name,
+      attempt,
+      sandboxId: view.sandbox.id,
+      imageId: image.imageId,
+      ...(crash === undefined ? {} : { crash }),
+    });
+    return false;
+  }
+
+  function volumesReady(): boolean {
+    return memory.volumes === 'ready';
+  }
+
+  /** 'wait', or the state to remember with the restart; undefined where nothing ended before. */
+  function backoffOf(container: PodContainer, newest: ContainerStatus | undefined) {
+    if (newest?.state !== 'exited') return undefined;
+    const { name } = container;
+    const state = memory.crash[name] ?? crashStateOf(newest, input.crash);
+    const at = restartAllowedAt(state, newest.id, newest.finishedAt, input.crash);
+    if (at <= now) return restartAllowed(state, newest.id, newest.finishedAt, now, input.crash);
+    failing = true;
+    wakeAt.push(at);
+    const delay = goSeconds(state?.delayMs ?? 0);
+    waiting.set(name, {
+      reason: 'CrashLoopBackOff',
+      message: `back-off ${delay} restarting failed container=${name} pod=${formatPod(pod)}`,
+    });
+    note(
+      name,
+      `crash/${newest.id}`,
+      'Warning',
+      `Back-off restarting failed container ${name} in pod ${formatPod(pod)}`,
+    );
+    return 'wait';
+  }
+
+  function fetch(container: PodContainer, attempt: number): boolean {
+    const { name } = container;
+    const failure = memory.images[name]?.failure;
+    if (failure !== undefined) {
+      failing = true;
+      const backOff = !['ErrImageNeverPull', 'InvalidImageName'].includes(failure.reason);
+      if (backOff && now >= Math.min(failure.at + showPullErrorMs, failure.retryAt)) {
+        const text = `Back-off pulling image "${container.image}"`;
+        waiting.set(name, {
+          reason: 'ImagePullBackOff',
+          message: `${text}: ${failure.reason}: ${failure.message}`,
+        });
+        note(name, `image/${attempt}/${failure.count}`, 'Normal', text);
+      } else {
+        waiting.set(name, { reason: failure.reason, message: failure.message });
+        if (backOff) wakeAt.push(failure.at + showPullErrorMs);
+      }
+      if (failure.retryAt > now) {
+        wakeAt.push(failure.retryAt);
+        return true;
+      }
+    }
+    actions.push(imageAction(container, attempt));
+    return failure !== undefined;
+  }
+
+  function note(name: string, occasion: string, type: 'Normal' | 'Warning', message: string): void {
+    const key = `note/${name}/BackOff`;
+    if (memory.noted[key] !== occasion)
+      actions.push({ kind: 'note', key, occasion, container: name, type, reason: 'BackOff', message });
+  }
+}
+
+function imageAction(container: PodContainer, attempt: number): Action {
+  return { kind: 'image', key: `image/${container.name}`, container: container.name, attempt };
+}
+
+/** Ends what runs in sandboxes that are of no use any more, then makes the next one. */
+function replaceSandbox(input: BringUpInput, graceful: number, held: boolean): Action[] {
+  const { pod, observed, view, memory, inFlight } = input;
+  const actions: Action[] = [];
+  const live = observed.containers.filter(isLive);
+  const [latest] = observed.sandboxes;
+  if (latest !== undefined && memory.noted['note/sandbox'] !== latest.id) {
+    actions.push({
+      kind: 'note',
+      key: 'note/sandbox',
+      occasion: latest.id,
+      type: 'Normal',
+      reason: 'SandboxChanged',
+      message: 'Pod sandbox changed, it will be killed and re-created.',
+    });
+  }
+  for (const container of live) {
+    const deadline = inFlight.get(`stop/${container.id}`)?.deadline ?? graceful;
+    actions.push(stopAction(container, deadline, `Stopping container ${container.metadata.name}`));
+  }
+  // What is being made in the old sandbox must show first, so that it is stopped too.
+  const making = [...inFlight.keys()].some((key) => /^(create|start)\//.test(key));
+  if (live.length > 0 || making) return actions;
+  const open = observed.sandboxes.filter(
+    ({ id, state }) => state === 'ready' || !memory.stoppedSandboxes.includes(id),
+  );
+  for (const { id } of open) actions.push({ kind: 'stopSandbox', key: `sandbox/${id}`, id });
+  // A sandbox with a process of its own starts in the pod's cgroup, which must be there.
+  const inCgroup = namespacesOf(pod).pid === 'pod';
+  if (open.length === 0 && !held && (memory.cgroupReady || !inCgroup))
+    actions.push({ kind: 'sandbox', key: 'sandbox', attempt: view.nextSandboxAttempt });
+  return actions;
+}
+
+/** Containers beyond the newest and the one before it, and sandboxes that nothing is kept of. */
+function prune(input: BringUpInput): Action[] {
+  const { observed, view } = input;
+  const seen = new Map<string, number>();
+  const actions: Action[] = [];
+  for (const { id, metadata, state } of observed.containers) {
+    const place = seen.get(metadata.name) ?? 0;
+    seen.set(metadata.name, place + 1);
+    // What could not be started stays until the next one is there: its number is taken.
+    const useless = place >= 2 || (place === 1 && state === 'created');
+    if (useless && state !== 'running' && state !== 'unknown')
+      actions.push({ kind: 'removeContainer', key: `remove/${id}`, id });
+  }
+  for (const { id, state } of observed.sandboxes) {
+    const empty = observed.containers.every(({ podSandboxId }) => podSandboxId !== id);
+    if (id !== view.sandbox?.id && state === 'notready' && empty && view.sandbox !== undefined)
+      actions.push({ kind: 'removeSandbox', key: `sandbox/${id}`, id });
+  }
+  return actions;
+}

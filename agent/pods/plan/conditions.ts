@@ -1,0 +1,167 @@
+/** A pod's phase and conditions (kubelet_pods.go getPhase, status/generate.go). Pure. */
+import { rfc3339 } from '../../../runtime/host/clock.ts';
+import type { Pod, PodCondition, PodContainerStatus, PodStatus } from '../../apiserver/types.ts';
+import { initContainers, isSidecar, regularContainers, restartsAfter } from '../spec/pod.ts';
+import type { View } from './view.ts';
+
+export type Phase = 'Pending' | 'Running' | 'Succeeded' | 'Failed' | 'Unknown';
+
+export function isTerminalPhase(phase: string | undefined): boolean {
+  return phase === 'Succeeded' || phase === 'Failed';
+}
+
+type Statuses = ReadonlyMap<string, PodContainerStatus>;
+
+/**
+ * The phase that the containers' states amount to. `ended`: no container is going to be started any more, so that
+ * none of them counts as restarting.
+ */
+export function phaseOf(pod: Pod, statuses: Statuses, ended: boolean, view: View): Phase {
+  let pendingInit = 0;
+  let pendingSidecars = 0;
+  let waiting = 0;
+  let running = 0;
+  let stopped = 0;
+  let restarting = 0;
+  let succeeded = 0;
+
+  for (const container of initContainers(pod)) {
+    const status = statuses.get(container.name);
+    if (isSidecar(pod, container)) {
+      if (status?.state?.running !== undefined) {
+        running++;
+        if (status.started !== true) pendingSidecars++;
+      } else if (status?.state?.terminated === undefined && status?.lastState?.terminated === undefined) {
+        pendingSidecars++;
+        waiting++;
+      }
+      continue;
+    }
+    const exit =
+      status?.state?.terminated ??
+      (status?.state?.waiting === undefined ? undefined : status.lastState?.terminated);
+    if (exit === undefined) pendingInit++;
+    else if (exit.exitCode !== 0 && !restartsAfter(pod, container, exit.exitCode)) return 'Failed';
+    else if (exit.exitCode !== 0 && status?.state?.terminated === undefined) pendingInit++;
+  }
+  for (const container of regularContainers(pod)) {
+    const status = statuses.get(container.name);
+    if (status?.state?.running !== undefined) running++;
+    else if (status?.state?.terminated !== undefined) {
+      stopped++;
+      const { exitCode } = status.state.terminated;
+      if (exitCode === 0) succeeded++;
+      if (restartsAfter(pod, container, exitCode)) restarting++;
+    } else if (status?.lastState?.terminated !== undefined) {
+      stopped++;
+      if (restartsAfter(pod, container, status.lastState.terminated.exitCode)) restarting++;
+    } else waiting++;
+  }
+
+  const held = pendingInit > 0 || (pendingSidecars > 0 && !view.anyRegularActive) || waiting > 0;
+  // What has not begun when all is over will not begin: the pod failed.
+  if (ended && running === 0) return stopped === succeeded && !held && stopped > 0 ? 'Succeeded' : 'Failed';
+  if (held) return 'Pending';
+  if (running > 0) return 'Running';
+  if (restarting > 0) return 'Running';
+  return stopped === succeeded ? 'Succeeded' : 'Failed';
+}
+
+interface Draft {
+  readonly type: string;
+  readonly status: 'True' | 'False';
+  readonly reason?: string;
+  readonly message?: string;
+}
+
+const yes = (type: string): Draft => ({ type, status: 'True' });
+const no = (type: string, reason: string, message?: string): Draft => ({
+  type,
+  status: 'False',
+  reason,
+  message,
+});
+const list = (names: readonly string[]) => `[${names.join(' ')}]`;
+
+function containersReady(pod: Pod, statuses: Statuses, phase: Phase): Draft {
+  const type = 'ContainersReady';
+  if (phase === 'Failed') return no(type, 'PodFailed');
+  if (phase === 'Succeeded') return no(type, 'PodCompleted');
+  const watched = [
+    ...initContainers(pod).filter((container) => isSidecar(pod, container)),
+    ...regularContainers(pod),
+  ];
+  const unready = watched.filter(({ name }) => statuses.get(name)?.ready !== true).map(({ name }) => name);
+  return unready.length === 0
+    ? yes(type)
+    : no(type, 'ContainersNotReady', `containers with unready status: ${list(unready)}`);
+}
+
+function initialized(pod: Pod, statuses: Statuses, phase: Phase): Draft {
+  const type = 'Initialized';
+  if (phase === 'Succeeded') return { ...yes(type), reason: 'PodCompleted' };
+  const begun = regularContainers(pod).some(({ name }) => {
+    const state = statuses.get(name)?.state;
+    return state?.running !== undefined || state?.terminated !== undefined;
+  });
+  if (begun) return yes(type);
+  const incomplete = initContainers(pod)
+    .filter((container) => {
+      const status = statuses.get(container.name);
+      return isSidecar(pod, container) ? status?.started !== true : status?.ready !== true;
+    })
+    .map(({ name }) => name);
+  return incomplete.length === 0
+    ? yes(type)
+    : no(type, 'ContainersNotInitialized', `containers with incomplete status: ${list(incomplete)}`);
+}
+
+function ready(pod: Pod, containers: Draft, old: readonly PodCondition[]): Draft {
+  if (containers.status === 'False') return { ...containers, type: 'Ready' };
+  const unmet = (pod.spec?.readinessGates ?? []).flatMap(({ conditionType }) => {
+    const condition = old.find(({ type }) => type === conditionType);
+    if (condition === undefined)
+      return [`corresponding condition of pod readiness gate "${conditionType}" does not exist.`];
+    return condition.status === 'True'
+      ? []
+      : [`the status of pod readiness gate "${conditionType}" is not "True", but ${condition.status}`];
+  });
+  return unmet.length === 0 ? yes('Ready') : no('Ready', 'ReadinessGatesNotReady', unmet.join(', '));
+}
+
+/** The conditions that a node agent owns. Those of others in `pod.status` are left to them. */
+export function conditionsOf(
+  pod: Pod,
+  statuses: Statuses,
+  phase: Phase,
+  view: View,
+  old: PodStatus | undefined,
+  now: number,
+): PodCondition[] {
+  const all = containersReady(pod, statuses, phase);
+  const drafts: Draft[] = [
+    view.sandbox !== undefined
+      ? yes('PodReadyToStartContainers')
+      : no('PodReadyToStartContainers', 'PodSandboxNotReady', view.sandboxMissing),
+    initialized(pod, statuses, phase),
+    ready(pod, all, pod.status?.conditions ?? []),
+    all,
+    yes('PodScheduled'),
+  ];
+  const generation = pod.metadata?.generation;
+  return drafts.map(({ type, status, reason, message }) => {
+    const before = old?.conditions?.find((condition) => condition.type === type);
+    return {
+      type,
+      ...(generation === undefined ? {} : { observedGeneration: generation }),
+      status,
+      lastProbeTime: undefined,
+      lastTransitionTime:
+        before?.status === status && before.lastTransitionTime !== undefined
+          ? before.lastTransitionTime
+          : rfc3339(now),
+      ...(reason === undefined ? {} : { reason }),
+      ...(message === undefined ? {} : { message }),
+    } as PodCondition;
+  });
+}

@@ -1,0 +1,189 @@
+/** The status of one container, as kubelet reports it (convertToAPIContainerStatuses). Pure. */
+import type { ContainerStatus } from '../../../runtime/api.ts';
+import { rfc3339 } from '../../../runtime/host/clock.ts';
+import type { Pod, PodContainer, PodContainerState, PodContainerStatus } from '../../apiserver/types.ts';
+import { initContainers, isSidecar } from '../spec/pod.ts';
+import type { ProbeResult } from './memory.ts';
+import { restartCountOf, type View } from './view.ts';
+
+/** 12 KiB for all containers of a pod together (MaxPodTerminationMessageLogLength). */
+const messageBytesOfPod = 12 * 1024;
+
+export interface Waiting {
+  readonly reason: string;
+  readonly message?: string;
+}
+
+export interface ContainerStatusInput {
+  readonly pod: Pod;
+  readonly container: PodContainer;
+  readonly view: View;
+  /** The status written before. */
+  readonly old: PodContainerStatus | undefined;
+  /** Why the container is not started, where it is to be. */
+  readonly waiting: Waiting | undefined;
+  /** Its start, with the postStart hook, is under way. */
+  readonly starting: boolean;
+  readonly probes: Readonly<Record<string, ProbeResult>>;
+  readonly terminating: boolean;
+}
+
+export const containerIdPrefix = 'keelson://';
+
+export function containerStatus(input: ContainerStatusInput): PodContainerStatus {
+  const { pod, container, view, old } = input;
+  const [newest, previous] = view.all(container.name);
+  const status = newest === undefined ? unseen(input) : seen(input, newest, previous);
+  if (input.waiting !== undefined && status.state?.running === undefined) {
+    if (status.state?.terminated !== undefined) status.lastState = status.state;
+    status.state = { waiting: { ...input.waiting } };
+  }
+  const mounts = old?.volumeMounts ?? mountStatuses(container);
+  return {
+    ...status,
+    ...readiness(pod, container, status, old, newest, input.probes),
+    ...(mounts.length === 0 ? {} : { volumeMounts: mounts }),
+  };
+}
+
+function mountStatuses(container: PodContainer): NonNullable<PodContainerStatus['volumeMounts']> {
+  return (container.volumeMounts ?? []).map(({ name, mountPath, readOnly }) => ({
+    name,
+    mountPath,
+    ...(readOnly ? { readOnly: true, recursiveReadOnly: 'Disabled' } : {}),
+  }));
+}
+
+function defaultWaiting(pod: Pod): PodContainerState {
+  return { waiting: { reason: initContainers(pod).length > 0 ? 'PodInitializing' : 'ContainerCreating' } };
+}
+
+const lost = {
+  reason: 'ContainerStatusUnknown',
+  message: 'The container could not be located when the pod was deleted.  The container used to be Running',
+  exitCode: 137,
+};
+
+/** The runtime knows no container of this name. */
+function unseen(input: ContainerStatusInput): PodContainerStatus {
+  const { pod, container, view, old } = input;
+  const fresh: PodContainerStatus = {
+    name: container.name,
+    image: container.image ?? '',
+    imageID: '',
+    ready: false,
+    restartCount: old?.restartCount ?? 0,
+    state: defaultWaiting(pod),
+    lastState: old?.lastState ?? {},
+  };
+  if (old?.state?.terminated !== undefined) return { ...old };
+  const plainInit = initContainers(pod).includes(container) && !isSidecar(pod, container);
+  if (plainInit && view.anyRegularActive) {
+    const message =
+      'Unable to get init container status from container runtime and pod has been initialized, treat it as exited normally';
+    return { ...fresh, state: { terminated: { reason: 'Completed', message, exitCode: 0 } } };
+  }
+  if (old?.state?.running === undefined || old.lastState?.terminated !== undefined) return fresh;
+  // It did run, and what became of it is not known: say so, lest the pod seem never to have started.
+  return {
+    ...fresh,
+    lastState: { terminated: { ...lost } },
+    restartCount: old.restartCount + (input.terminating ? 0 : 1),
+  };
+}
+
+function seen(
+  input: ContainerStatusInput,
+  newest: ContainerStatus,
+  previous: ContainerStatus | undefined,
+): PodContainerStatus {
+  const { pod, container, old } = input;
+  const id = containerIdPrefix + newest.id;
+  const status: PodContainerStatus = {
+    name: container.name,
+    image: newest.image || (container.image ?? ''),
+    imageID: newest.imageDigestRef || newest.imageRef,
+    containerID: id,
+    ready: false,
+    restartCount: restartCountOf(newest),
+    lastState: {},
+  };
+  const before = previous === undefined ? undefined : stateOf(previous, pod);
+  if (before?.terminated !== undefined) status.lastState = before;
+  else if (old !== undefined && old.containerID !== id && old.state?.terminated !== undefined)
+    status.lastState = { terminated: old.state.terminated };
+  else if (old?.lastState?.terminated !== undefined && old.lastState.terminated.containerID !== id)
+    status.lastState = { terminated: old.lastState.terminated };
+
+  const wasRunning = old?.containerID === id && old.state?.running !== undefined;
+  if (newest.state === 'created' || (newest.state === 'running' && input.starting && !wasRunning)) {
+    // What ended before stays visible until the new one runs, or is waited for.
+    status.state = defaultWaiting(pod);
+  } else status.state = stateOf(newest, pod, wasRunning);
+  return status;
+}
+
+function cut(message: string, pod: Pod): string {
+  const containers = (pod.spec?.containers.length ?? 0) + (pod.spec?.initContainers?.length ?? 0);
+  const bytes = Math.floor(messageBytesOfPod / Math.max(1, containers));
+  if (Buffer.byteLength(message) <= bytes) return message;
+  // A character that the cut falls into is dropped, not mangled.
+  return Buffer.from(message).subarray(0, bytes).toString('utf8').replace(/�+$/, '');
+}
+
+function stateOf(container: ContainerStatus, pod: Pod, wasRunning = false): PodContainerState {
+  const containerID = containerIdPrefix + container.id;
+  switch (container.state) {
+    case 'running':
+      return { running: { startedAt: rfc3339(container.startedAt) } };
+    case 'exited': {
+      const message = cut(container.message, pod);
+      return {
+        terminated: {
+          exitCode: container.exitCode,
+          reason: container.reason || (container.exitCode === 0 ? 'Completed' : 'Error'),
+          ...(message === '' ? {} : { message }),
+          // A container that never started has no start: kubelet shows the epoch, as metav1.Time's zero.
+          ...(container.startedAt > 0 ? { startedAt: rfc3339(container.startedAt) } : {}),
+          ...(container.finishedAt > 0 ? { finishedAt: rfc3339(container.finishedAt) } : {}),
+          containerID,
+        },
+      };
+    }
+    case 'unknown':
+      return wasRunning
+        ? {
+            terminated: {
+              reason: 'ContainerStatusUnknown',
+              message: 'The container could not be located when the pod was terminated',
+              exitCode: 137,
+              containerID,
+            },
+          }
+        : defaultWaiting(pod);
+    default:
+      return defaultWaiting(pod);
+  }
+}
+
+/** `ready` and `started` (prober.UpdatePodStatus). Without results yet, what was written for this container counts. */
+function readiness(
+  pod: Pod,
+  container: PodContainer,
+  status: PodContainerStatus,
+  old: PodContainerStatus | undefined,
+  newest: ContainerStatus | undefined,
+  probes: Readonly<Record<string, ProbeResult>>,
+): { ready: boolean; started: boolean } {
+  const running = status.state?.running !== undefined;
+  const same = old !== undefined && old.containerID === status.containerID;
+  const result = newest === undefined ? undefined : probes[newest.id];
+  const started =
+    running &&
+    (container.startupProbe === undefined || (result?.started ?? (same ? old.started === true : false)));
+  if (initContainers(pod).includes(container) && !isSidecar(pod, container))
+    return { started, ready: status.state?.terminated?.exitCode === 0 };
+  const ready =
+    started && (container.readinessProbe === undefined || (result?.ready ?? (same ? old.ready : false)));
+  return { started, ready };
+}

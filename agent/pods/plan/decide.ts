@@ -1,0 +1,168 @@
+/** Which containers of a pod are to be started and which are to be stopped (kubelet's computePodActions). Pure. */
+import type { ContainerStatus } from '../../../runtime/api.ts';
+import type { Pod, PodContainer } from '../../apiserver/types.ts';
+import { containerHash } from '../spec/container_config.ts';
+import {
+  annotationNames,
+  initContainers,
+  isSidecar,
+  regularContainers,
+  restartPolicyOf,
+  restartsAfter,
+} from '../spec/pod.ts';
+import type { PodMemory } from './memory.ts';
+import type { View } from './view.ts';
+
+export interface Decision {
+  /** Nothing is to be started any more, whatever still runs is to be stopped: the pod has ended. */
+  readonly ended: boolean;
+  /** The pod needs another sandbox first. */
+  readonly needSandbox: boolean;
+  /** In the order of starting; may still have to wait for their backoff, image or stop. */
+  readonly start: readonly PodContainer[];
+  readonly stop: readonly { readonly container: ContainerStatus; readonly message: string }[];
+}
+
+const nothing = { ended: false, needSandbox: false, start: [], stop: [] } as const;
+
+export function decide(pod: Pod, view: View, memory: PodMemory): Decision {
+  return view.sandbox === undefined ? withoutSandbox(pod, view) : inSandbox(pod, view, memory);
+}
+
+function withoutSandbox(pod: Pod, view: View): Decision {
+  const regular = regularContainers(pod);
+  const ran = [...initContainers(pod), ...regular].some(({ name }) => view.newest(name) !== undefined);
+  // A pod that never restarts is not begun again only because its sandbox was lost.
+  if (restartPolicyOf(pod) === 'Never' && view.nextSandboxAttempt !== 0 && ran)
+    return { ...nothing, ended: true };
+  const open = regular.filter((container) => {
+    const newest = view.newest(container.name);
+    return newest?.state !== 'exited' || restartsAfter(pod, container, newest.exitCode);
+  });
+  if (open.length === 0 && view.anyRegularEver) return { ...nothing, ended: true };
+  const [first] = initContainers(pod);
+  return { ...nothing, needSandbox: true, start: first === undefined ? open : [first] };
+}
+
+/** Why a running container must be stopped, or undefined. */
+function unwanted(
+  container: PodContainer,
+  running: ContainerStatus,
+  memory: PodMemory,
+): { why: string; changed: boolean } | undefined {
+  const hash = running.annotations[annotationNames.hash];
+  if (hash !== undefined && hash !== containerHash(container))
+    return { why: `Container ${container.name} definition changed`, changed: true };
+  const failed = memory.probes[running.id]?.failed;
+  return failed === undefined
+    ? undefined
+    : { why: `Container ${container.name} failed ${failed} probe`, changed: false };
+}
+
+function inSandbox(pod: Pod, view: View, memory: PodMemory): Decision {
+  const init = initActions(pod, view, memory);
+  if (init.ended || !init.initialized)
+    return { ended: init.ended, needSandbox: false, start: init.start, stop: init.stop };
+  const start: PodContainer[] = [];
+  const stop = [...init.stop];
+  let kept = 0;
+  for (const container of regularContainers(pod)) {
+    const newest = view.newest(container.name);
+    if (newest === undefined || newest.state === 'created') start.push(container);
+    else if (newest.state === 'exited') {
+      if (restartsAfter(pod, container, newest.exitCode)) start.push(container);
+    } else if (newest.state === 'unknown') {
+      stop.push({
+        container: newest,
+        message: 'Container is in "unknown" state, try killing it before restart',
+      });
+      start.push(container);
+    } else {
+      const fault = unwanted(container, newest, memory);
+      if (fault === undefined) kept++;
+      else {
+        const restart = fault.changed || restartsAfter(pod, container, 137);
+        stop.push({ container: newest, message: restart ? `${fault.why}, will be restarted` : fault.why });
+        if (restart) start.push(container);
+        else kept++; // Until it has stopped: then its exit decides.
+      }
+    }
+  }
+  // Sidecars do not keep a pod alive.
+  if (kept === 0 && start.length === 0) return { ended: true, needSandbox: false, start: [], stop };
+  return { ended: false, needSandbox: false, start: [...init.start, ...start], stop };
+}
+
+/**
+ * The init containers (computeInitContainerActions): from the last to the first, since those that are done may be
+ * gone from the runtime already.
+ */
+function initActions(
+  pod: Pod,
+  view: View,
+  memory: PodMemory,
+): {
+  ended: boolean;
+  initialized: boolean;
+  start: PodContainer[];
+  stop: { container: ContainerStatus; message: string }[];
+} {
+  const init = initContainers(pod);
+  const start = new Set<number>();
+  const stop: { container: ContainerStatus; message: string }[] = [];
+  let initialized = view.anyRegularActive || init.length === 0;
+  let passed = view.anyRegularActive;
+  const next = (index: number) => {
+    if (index === init.length - 1) initialized = true;
+    else if (!passed) start.add(index + 1);
+  };
+  for (let index = init.length - 1; index >= 0; index--) {
+    const container = init[index]!;
+    const sidecar = isSidecar(pod, container);
+    const status = view.active(container.name);
+    if (status === undefined) {
+      if (passed && sidecar) start.add(index);
+      continue;
+    }
+    if (passed && !sidecar) continue;
+    switch (status.state) {
+      case 'created':
+        start.add(index);
+        break;
+      case 'running': {
+        const fault = unwanted(container, status, memory);
+        const restart = fault !== undefined && (sidecar || fault.changed);
+        if (restart) {
+          stop.push({
+            container: status,
+            message: `${fault.why.replace(/^C/, 'Init c')}, will be restarted`,
+          });
+          start.add(index);
+        } else if (
+          sidecar &&
+          (container.startupProbe === undefined || memory.probes[status.id]?.started === true)
+        )
+          next(index);
+        break;
+      }
+      case 'exited':
+        if (sidecar) start.add(index);
+        else if (status.exitCode === 0) next(index);
+        else if (restartsAfter(pod, container, status.exitCode)) start.add(index);
+        else return { ended: true, initialized: false, start: [], stop: [] };
+        break;
+      default:
+        if (!sidecar && !restartsAfter(pod, container, 137))
+          return { ended: true, initialized: false, start: [], stop: [] };
+        stop.push({
+          container: status,
+          message: 'Init container is in "unknown" state, try killing it before restart',
+        });
+        start.add(index);
+    }
+    passed = true;
+  }
+  if (!passed && init.length > 0) start.add(0);
+  const order = [...start].sort((a, b) => a - b);
+  return { ended: false, initialized, start: order.map((index) => init[index]!), stop };
+}

@@ -1,0 +1,191 @@
+/** From a container of a pod to the container that the runtime is asked for. Pure. */
+import { createHash } from 'node:crypto';
+import type { ContainerConfig, KeyValue, Mount } from '../../../runtime/api.ts';
+import { KeelsonError } from '../../../runtime/host/errors.ts';
+import type { Pod, PodContainer } from '../../apiserver/types.ts';
+import type { ReadyVolume } from '../../volumes/types.ts';
+import {
+  annotationNames,
+  type ContainerExtras,
+  labelNames,
+  namespaceOf,
+  specGraceSeconds,
+  uidOf,
+} from './pod.ts';
+import { type CgroupSettings, containerResources, oomScoreAdj } from './qos.ts';
+import { containerSecurity, type SecuritySettings } from './security.ts';
+
+export const hostsPath = '/etc/hosts';
+const defaultTerminationPath = '/dev/termination-log';
+
+/**
+ * Tells whether a container's specification changed so that it must be made anew: the fields that an update of a
+ * pod may change (kubelet's pickFieldsToHash: name and image).
+ */
+export function containerHash(container: PodContainer): string {
+  return createHash('sha256')
+    .update(JSON.stringify({ name: container.name, image: container.image }))
+    .digest('hex')
+    .slice(0, 16);
+}
+
+export function terminationPath(container: PodContainer): string {
+  return container.terminationMessagePath || defaultTerminationPath;
+}
+
+export interface SubPathMount {
+  /** Index in `container.volumeMounts`. */
+  readonly index: number;
+  /** Name of the volume. */
+  readonly volume: string;
+  readonly volumePath: string;
+  /** Relative, without `..`. */
+  readonly subPath: string;
+}
+
+/** The mounts of `container` that name a part of a volume. Throws CONTAINER_CONFIG_INVALID. */
+export function subPathMounts(
+  container: PodContainer,
+  volumes: ReadonlyMap<string, ReadyVolume>,
+  env: readonly KeyValue[],
+): SubPathMount[] {
+  const values = new Map(env.map(({ key, value }) => [key, value]));
+  return (container.volumeMounts ?? []).flatMap((mount, index) => {
+    let subPath = mount.subPath ?? '';
+    if (mount.subPathExpr) {
+      subPath = mount.subPathExpr.replace(/\$\$|\$\(([^)]+)\)/g, (whole, name?: string) => {
+        if (name === undefined) return '$';
+        const value = values.get(name);
+        if (value !== undefined) return value;
+        throw invalid(`missing value for "${name}" in subPathExpr ${whole}`);
+      });
+    }
+    if (subPath === '') return [];
+    if (subPath.startsWith('/')) throw invalid(`subPath ${subPath} must not be an absolute path`);
+    if (subPath.split('/').includes('..')) throw invalid(`subPath ${subPath} must not contain ".."`);
+    return [
+      { index, volume: mount.name, volumePath: volumeOf(mount.name, container, volumes).hostPath, subPath },
+    ];
+  });
+}
+
+function invalid(message: string): KeelsonError {
+  return new KeelsonError('CONTAINER_CONFIG_INVALID', message);
+}
+
+function volumeOf(
+  name: string,
+  container: PodContainer,
+  volumes: ReadonlyMap<string, ReadyVolume>,
+): ReadyVolume {
+  const volume = volumes.get(name);
+  if (volume !== undefined) return volume;
+  throw invalid(`cannot find volume "${name}" to mount into container "${container.name}"`);
+}
+
+const propagations = {
+  None: 'private',
+  HostToContainer: 'host-to-container',
+  Bidirectional: 'bidirectional',
+} as const;
+
+export interface ContainerInput {
+  readonly pod: Pod;
+  readonly container: PodContainer;
+  readonly attempt: number;
+  readonly imageId: string;
+  readonly imageUser: { readonly uid?: number; readonly username?: string };
+  readonly env: readonly KeyValue[];
+  readonly command: readonly string[];
+  readonly args: readonly string[];
+  readonly volumes: ReadonlyMap<string, ReadyVolume>;
+  /** Host paths of the mounts of `subPathMounts`, by index. */
+  readonly subPaths: ReadonlyMap<number, string>;
+  /** The pod's managed hosts file. */
+  readonly hostsFile: string;
+  /** The empty file that the container writes its last message to. */
+  readonly terminationFile: string;
+  readonly cgroup: CgroupSettings;
+  readonly security: SecuritySettings;
+  /** Of the node, in bytes. */
+  readonly memoryCapacity: number;
+}
+
+/** The whole container. Throws CONTAINER_CONFIG_INVALID. */
+export function makeContainerConfig(input: ContainerInput): ContainerConfig {
+  const { pod, container, attempt } = input;
+  const extras = container as ContainerExtras;
+  return {
+    metadata: { name: container.name, attempt },
+    image: { image: input.imageId },
+    userImage: container.image ?? '',
+    command: input.command,
+    args: input.args,
+    workingDir: container.workingDir ?? '',
+    envs: input.env,
+    mounts: mountsOf(input),
+    labels: {
+      [labelNames.podName]: pod.metadata?.name ?? '',
+      [labelNames.podNamespace]: namespaceOf(pod),
+      [labelNames.podUid]: uidOf(pod),
+      [labelNames.containerName]: container.name,
+    },
+    annotations: annotationsOf(pod, container, attempt),
+    logPath: `${container.name}/${attempt}.log`,
+    stdin: container.stdin === true,
+    stdinOnce: container.stdinOnce === true,
+    tty: container.tty === true,
+    ...(extras.lifecycle?.stopSignal ? { stopSignal: extras.lifecycle.stopSignal } : {}),
+    linux: {
+      resources: {
+        ...containerResources(container, input.cgroup),
+        oomScoreAdj: oomScoreAdj(pod, container, input.memoryCapacity),
+      },
+      security: containerSecurity(pod, container, input.imageUser, input.security),
+    },
+  };
+}
+
+function annotationsOf(pod: Pod, container: PodContainer, attempt: number): Record<string, string> {
+  return {
+    [annotationNames.hash]: containerHash(container),
+    [annotationNames.restartCount]: String(attempt),
+    [annotationNames.terminationMessagePath]: terminationPath(container),
+    [annotationNames.terminationMessagePolicy]: container.terminationMessagePolicy ?? 'File',
+    [annotationNames.grace]: String(specGraceSeconds(pod)),
+    ...(container.lifecycle?.preStop === undefined
+      ? {}
+      : { [annotationNames.preStop]: JSON.stringify(container.lifecycle.preStop) }),
+    ...(container.ports === undefined || container.ports.length === 0
+      ? {}
+      : { [annotationNames.ports]: JSON.stringify(container.ports) }),
+  };
+}
+
+function mountsOf(input: ContainerInput): Mount[] {
+  const { container, volumes } = input;
+  const mounts: Mount[] = (container.volumeMounts ?? []).map((mount, index) => {
+    const volume = volumeOf(mount.name, container, volumes);
+    const propagation = propagations[(mount.mountPropagation ?? 'None') as keyof typeof propagations];
+    if (propagation === undefined)
+      throw invalid(`mountPropagation ${mount.mountPropagation} of ${mount.mountPath} is not known`);
+    if (mount.recursiveReadOnly === 'Enabled')
+      throw invalid(`recursiveReadOnly: Enabled of ${mount.mountPath} is not supported on this node`);
+    return {
+      containerPath: mount.mountPath.startsWith('/') ? mount.mountPath : `/${mount.mountPath}`,
+      hostPath: input.subPaths.get(index) ?? volume.hostPath,
+      readonly: mount.readOnly === true || volume.readOnly,
+      propagation,
+    };
+  });
+  const taken = new Set(mounts.map(({ containerPath }) => containerPath));
+  const own: [string, string][] = [
+    [hostsPath, input.hostsFile],
+    [terminationPath(container), input.terminationFile],
+  ];
+  for (const [containerPath, hostPath] of own) {
+    if (!taken.has(containerPath))
+      mounts.push({ containerPath, hostPath, readonly: false, propagation: 'private' });
+  }
+  return mounts;
+}

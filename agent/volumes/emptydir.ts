@@ -1,0 +1,83 @@
+/** emptyDir volumes: on disk, in memory (tmpfs) or in huge pages. */
+import { chmod, chown, lstat, mkdir, rename } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { errnoOf, KeelsonError } from '../../runtime/host/errors.ts';
+import { removeTree, temporaryPrefix } from '../../runtime/host/files.ts';
+import { mount } from '../../runtime/host/syscalls.ts';
+import { parseQuantity, wholeUnits } from '../apiserver/quantity.ts';
+import type { Pod, Volume } from '../apiserver/types.ts';
+import { isMountPoint, mountTmpfs } from './mounts.ts';
+
+type EmptyDir = NonNullable<Volume['emptyDir']>;
+
+/**
+ * Makes the volume at `folder`, whose parent exists. What is there already is left as its containers made it.
+ * Throws VOLUME_FAILED for an unknown medium, else the error of the file system.
+ */
+export async function makeEmptyDir(folder: string, source: EmptyDir, pod: Pod): Promise<void> {
+  const medium = source.medium ?? '';
+  const fsGroup = pod.spec?.securityContext?.fsGroup;
+  if (medium === '') return makeOnDisk(folder, fsGroup);
+  const isHuge = medium === 'HugePages' || medium.startsWith('HugePages-');
+  if (medium !== 'Memory' && !isHuge) {
+    throw new KeelsonError('VOLUME_FAILED', `unknown storage medium "${medium}"`);
+  }
+  await mkdir(folder, { recursive: true });
+  if (await isMountPoint(folder)) return;
+  // Owner and mode come with the mount, so that a crash cannot leave it half made.
+  const rights = [`mode=${fsGroup === undefined ? '0777' : '2777'}`, `gid=${fsGroup ?? 0}`];
+  if (isHuge) {
+    mount('nodev', folder, 'hugetlbfs', 0, [...rights, `pagesize=${hugePageSize(medium, pod)}`].join(','));
+  } else {
+    const size = memoryLimit(source, pod);
+    mountTmpfs(folder, size === undefined ? rights : [...rights, `size=${size}`]);
+  }
+}
+
+/** A folder of mode 0777. It gets its name last: where it is, it is complete. */
+async function makeOnDisk(folder: string, fsGroup: number | undefined): Promise<void> {
+  try {
+    const facts = await lstat(folder);
+    if (facts.isDirectory()) return;
+    throw new KeelsonError('VOLUME_FAILED', `${folder} is not a folder`);
+  } catch (error) {
+    if (errnoOf(error) !== 'ENOENT') throw error;
+  }
+  const half = join(dirname(folder), `${temporaryPrefix}${basename(folder)}`);
+  await removeTree(half);
+  await mkdir(half);
+  if (fsGroup !== undefined) await chown(half, 0, fsGroup);
+  await chmod(half, fsGroup === undefined ? 0o777 : 0o2777);
+  await rename(half, folder);
+}
+
+/** Bytes: the smaller of sizeLimit and what all containers may use together; undefined where neither is set. Pure. */
+export function memoryLimit(source: EmptyDir, pod: Pod): number | undefined {
+  const limits = (pod.spec?.containers ?? []).map(({ resources }) => resources?.limits?.['memory']);
+  const bounded = limits.length > 0 && limits.every((limit) => limit !== undefined);
+  const total = bounded ? limits.reduce((sum, limit) => sum + wholeUnits(limit!), 0) : 0;
+  const own = source.sizeLimit === undefined ? 0 : wholeUnits(source.sizeLimit);
+  const candidates = [total, own].filter((bytes) => bytes > 0);
+  return candidates.length === 0 ? undefined : Math.min(...candidates);
+}
+
+/** Bytes of a page: the medium says it, or the only size that the pod's containers ask for. Pure. */
+export function hugePageSize(medium: string, pod: Pod): number {
+  const prefix = 'hugepages-';
+  if (medium !== 'HugePages') return parseQuantity(medium.slice('HugePages-'.length));
+  const sizes = new Set<string>();
+  for (const { resources } of [...(pod.spec?.initContainers ?? []), ...(pod.spec?.containers ?? [])]) {
+    for (const name of Object.keys({ ...resources?.limits, ...resources?.requests })) {
+      if (name.startsWith(prefix)) sizes.add(name.slice(prefix.length));
+    }
+  }
+  const [size, ...others] = sizes;
+  if (size === undefined || others.length > 0) {
+    throw new KeelsonError(
+      'VOLUME_FAILED',
+      `medium HugePages needs containers that ask for exactly one page size, not ${sizes.size}`,
+      { hint: 'name the size in the medium, such as HugePages-2Mi' },
+    );
+  }
+  return parseQuantity(size);
+}

@@ -1,0 +1,70 @@
+/** The mounts of this process's namespace: which there are below a folder, making tmpfs ones, taking them away. */
+import { readFile, stat } from 'node:fs/promises';
+import { release } from 'node:os';
+import { dirname } from 'node:path';
+import { errnoOf, isError, KeelsonError } from '../../runtime/host/errors.ts';
+import { mount, umountFlags, unmount } from '../../runtime/host/syscalls.ts';
+
+/** Mount points in the order in which they were made (proc(5), /proc/[pid]/mountinfo, field 5). Pure. */
+export function mountPoints(mountinfo: string): string[] {
+  return mountinfo
+    .split('\n')
+    .map((line) => line.split(' ', 5)[4])
+    .filter((field) => field !== undefined)
+    .map((field) =>
+      field
+        .replace(/\/\/deleted$/, '')
+        .replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8))),
+    );
+}
+
+/** Mount points at or below the real path `folder`, in the order in which they were made. */
+export async function mountsBelow(folder: string): Promise<string[]> {
+  // Bytes above 0x7f are not escaped in mountinfo; latin1 keeps each as it is until the path is compared.
+  const text = (await readFile('/proc/self/mountinfo')).toString('latin1');
+  return mountPoints(text)
+    .map((path) => Buffer.from(path, 'latin1').toString('utf8'))
+    .filter((path) => path === folder || path.startsWith(`${folder}/`));
+}
+
+/** `folder` is on another device than the folder that it is in. */
+export async function isMountPoint(folder: string): Promise<boolean> {
+  try {
+    const [own, above] = await Promise.all([stat(folder), stat(dirname(folder))]);
+    return own.dev !== above.dev;
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return false;
+    throw error;
+  }
+}
+
+/** `noswap` came with Linux 6.4; older kernels refuse it and complain in their log. */
+function hasNoSwap(kernel: string): boolean {
+  const [major = 0, minor = 0] = kernel.split('.').map(Number);
+  return major > 6 || (major === 6 && minor >= 4);
+}
+
+/** Mounts a tmpfs of `options` (tmpfs(5)) whose pages are not swapped where the kernel can do so. */
+export function mountTmpfs(folder: string, options: readonly string[]): void {
+  mount('tmpfs', folder, 'tmpfs', 0, [...options, ...(hasNoSwap(release()) ? ['noswap'] : [])].join(','));
+}
+
+/**
+ * Unmounts everything at and below the real path `folder`, last made first; what is busy is detached.
+ * Throws SYSCALL_FAILED, or VOLUME_FAILED where mounts keep coming.
+ */
+export async function unmountBelow(folder: string): Promise<void> {
+  for (let round = 0; round < 10; round++) {
+    const points = await mountsBelow(folder);
+    if (points.length === 0) return;
+    for (const point of points.reverse()) {
+      try {
+        unmount(point);
+      } catch (error) {
+        if (!isError(error, 'SYSCALL_FAILED') || error.details['errno'] !== 'EBUSY') throw error;
+        unmount(point, umountFlags.NOFOLLOW | umountFlags.DETACH);
+      }
+    }
+  }
+  throw new KeelsonError('VOLUME_FAILED', `mounts below ${folder} do not go away`);
+}

@@ -1,0 +1,154 @@
+/** The images of the node: what the runtime and the agent see of this room. */
+import { createHash } from 'node:crypto';
+import type { AuthConfig, Image, ImageService, PullProgress } from '../runtime/api.ts';
+import type { Clock } from '../runtime/host/clock.ts';
+import type { Database } from '../runtime/host/database.ts';
+import { KeelsonError } from '../runtime/host/errors.ts';
+import { makeHttpClient } from '../runtime/host/http.ts';
+import type { Logger } from '../runtime/host/log.ts';
+import { type ImageConfig, imageUser, parseImageConfig } from './config.ts';
+import { makeLayers } from './layers.ts';
+import { nodePlatform, type Platform } from './manifest.ts';
+import { pull } from './pull.ts';
+import { formatReference, imageIdOf, parseReference } from './reference.ts';
+import { sharedWork } from './shared.ts';
+import { openStore, type StoredImage } from './store.ts';
+import { makeUnpackPool } from './unpack/pool.ts';
+import type { UnpackLimits } from './unpack/protocol.ts';
+
+export type { ImageConfig } from './config.ts';
+
+export interface ImageForContainer {
+  readonly id: string;
+  /** Absolute lower folders, topmost layer first: the order of overlayfs' lowerdir. */
+  readonly layers: readonly string[];
+  readonly config: ImageConfig;
+  /** `repository@digest` where one is known, else the id. */
+  readonly digestRef: string;
+}
+
+export interface EmbeddedImages extends ImageService {
+  /** By id or reference. Throws IMAGE_NOT_PRESENT, IMAGE_NAME_INVALID. */
+  forContainer(image: string): Promise<ImageForContainer>;
+  /** Keeps an image for `holder` (a container) over restarts. Idempotent. Throws IMAGE_NOT_PRESENT. */
+  lease(imageId: string, holder: string): void;
+  /** Ends all leases of `holder`. Idempotent. */
+  release(holder: string): void;
+  /** Aborts pulls, ends threads, waits for removals. */
+  close(): Promise<void>;
+}
+
+export interface ImagesOptions {
+  readonly db: Database;
+  readonly stateDir: string;
+  readonly log: Logger;
+  readonly clock: Clock;
+  /** Layers fetched at once on this node. Default 3. */
+  readonly parallelDownloads?: number;
+  /** Default: this machine's. */
+  readonly platform?: Platform;
+  /** `host` or `host:port` of registries that may speak plain http, besides those on loopback. */
+  readonly insecureRegistries?: readonly string[];
+  /** Of one layer. Default: a million entries and 64 GiB. */
+  readonly limits?: UnpackLimits;
+}
+
+/** Opens the image store below `stateDir` and removes what a crash left half-made. */
+export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages> {
+  const { db, stateDir, log, clock } = options;
+  const store = await openStore(db, stateDir, log);
+  const unpack = makeUnpackPool({ clock, limits: options.limits });
+  const http = makeHttpClient();
+  const layers = makeLayers({ store, unpack, clock, parallel: options.parallelDownloads ?? 3 });
+  const pullOptions = {
+    store,
+    layers,
+    unpack,
+    http,
+    clock,
+    log,
+    platform: options.platform ?? nodePlatform(),
+    insecureRegistries: options.insecureRegistries ?? [],
+  };
+  const pulls = sharedWork<string>();
+  const progress = new Map<string, Set<(progress: PullProgress) => void>>();
+  const closing = new AbortController();
+
+  const find = (image: string): StoredImage | undefined =>
+    store.findImage(imageIdOf(image) ?? formatReference(parseReference(image)));
+  const describe = ({ id, config, size, repoTags, repoDigests, pinned }: StoredImage): Image => ({
+    id,
+    repoTags,
+    repoDigests,
+    size,
+    pinned,
+    ...imageUser(parseImageConfig(config, `config ${id}`).config.User),
+  });
+
+  return {
+    async listImages(filter) {
+      if (!filter?.image) return store.listImages().map(describe);
+      const found = find(filter.image);
+      return found === undefined ? [] : [describe(found)];
+    },
+    async imageStatus({ image }) {
+      const found = find(image);
+      return found === undefined ? undefined : describe(found);
+    },
+    async pullImage({ image }, { auths = [], signal, onProgress } = {}) {
+      const present = imageIdOf(image);
+      if (present !== undefined) {
+        if (store.findImage(present) !== undefined) return present;
+        throw new KeelsonError('IMAGE_NAME_INVALID', `${image} is an image id: only a name can be pulled`);
+      }
+      const reference = parseReference(image);
+      // Whoever has other credentials must show them to the registry himself.
+      const key = `pull of ${formatReference(reference)}`;
+      const run = `${key} ${fingerprint(auths)}`;
+      const heard = progress.get(run) ?? new Set();
+      if (onProgress !== undefined) progress.set(run, heard.add(onProgress));
+      const tell = (step: PullProgress) => {
+        for (const listener of progress.get(run) ?? []) listener(step);
+      };
+      const mine = signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]);
+      try {
+        return await pulls.join(run, (shared) => pull(pullOptions, reference, auths, tell, shared), mine);
+      } finally {
+        if (onProgress !== undefined) heard.delete(onProgress);
+        if (heard.size === 0 && progress.get(run) === heard) progress.delete(run);
+      }
+    },
+    async removeImage({ image }) {
+      const found = find(image);
+      if (found !== undefined) store.removeImage(found.id);
+    },
+    async imageFsInfo() {
+      return { mountpoint: stateDir, ...store.usage() };
+    },
+    async forContainer(image) {
+      const found = find(image);
+      if (found === undefined) {
+        throw new KeelsonError('IMAGE_NOT_PRESENT', `image ${image} is not present on this node`);
+      }
+      const { id, config, repoDigests } = found;
+      return {
+        id,
+        layers: store.layerFolders(id),
+        config: parseImageConfig(config, `config ${id}`).config,
+        digestRef: repoDigests[0] ?? id,
+      };
+    },
+    lease: store.lease,
+    release: store.release,
+    async close() {
+      closing.abort(new KeelsonError('ABORTED', 'the image store is closing'));
+      await Promise.all([unpack.close(), http.destroy()]);
+      await Promise.all([pulls.idle(), layers.idle()]);
+      await store.close();
+    },
+  };
+}
+
+function fingerprint(auths: readonly AuthConfig[]): string {
+  return auths.length === 0 ? '' : createHash('sha256').update(JSON.stringify(auths)).digest('hex');
+}

@@ -1,0 +1,379 @@
+/**
+ * The runtime as everybody else sees it: the shape of the CRI v1 (k8s.io/cri-api, runtime/v1/api.proto) in TypeScript.
+ * The embedded runtime implements it in process; the gRPC edge serves it and speaks it.
+ *
+ * Differences from the wire, kept here so that the edge can undo them: times are Unix milliseconds (fractions
+ * allowed) instead of nanoseconds, enums are their lower-case names without the prefix, requests are plain
+ * arguments, and every call takes an AbortSignal. All errors are KeelsonErrors.
+ */
+
+export interface PodSandboxMetadata {
+  readonly name: string;
+  readonly uid: string;
+  readonly namespace: string;
+  readonly attempt: number;
+}
+
+export interface PortMapping {
+  readonly protocol: 'TCP' | 'UDP' | 'SCTP';
+  readonly containerPort: number;
+  /** 0 or absent: no host port. */
+  readonly hostPort?: number;
+  readonly hostIp?: string;
+}
+
+export interface DnsConfig {
+  readonly servers: readonly string[];
+  readonly searches: readonly string[];
+  readonly options: readonly string[];
+}
+
+/** Where a namespace comes from. `container`: one of its own; `target`: that of container `targetId` (PID only). */
+export type NamespaceMode = 'pod' | 'container' | 'node' | 'target';
+
+export interface NamespaceOption {
+  readonly network: 'pod' | 'node';
+  readonly pid: NamespaceMode;
+  readonly ipc: 'pod' | 'node';
+  readonly targetId?: string;
+}
+
+export interface SecurityProfile {
+  readonly type: 'RuntimeDefault' | 'Unconfined' | 'Localhost';
+  /** Absolute path (seccomp) or profile name (AppArmor), for Localhost. */
+  readonly localhostRef?: string;
+}
+
+export interface LinuxSandboxSecurityContext {
+  readonly namespaces: NamespaceOption;
+  readonly privileged?: boolean;
+  readonly seccomp?: SecurityProfile;
+}
+
+export interface PodSandboxConfig {
+  readonly metadata: PodSandboxMetadata;
+  /** Empty for the node's own name (host network). */
+  readonly hostname: string;
+  /** Folder of the pod's logs; containers' `logPath` is relative to it. */
+  readonly logDirectory: string;
+  /** Absent: the sandbox gets the host's resolv.conf. */
+  readonly dns?: DnsConfig;
+  readonly portMappings: readonly PortMapping[];
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
+  readonly linux: {
+    /** Path in the cgroup hierarchy (`/kubepods/burstable/pod<uid>`), or a slice name for the systemd driver. */
+    readonly cgroupParent: string;
+    readonly sysctls: Readonly<Record<string, string>>;
+    readonly security: LinuxSandboxSecurityContext;
+  };
+}
+
+export type SandboxState = 'ready' | 'notready';
+
+export interface PodSandbox {
+  readonly id: string;
+  readonly metadata: PodSandboxMetadata;
+  readonly state: SandboxState;
+  readonly createdAt: number;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
+  readonly runtimeHandler: string;
+}
+
+export interface PodSandboxStatus extends PodSandbox {
+  /** The pod's addresses, primary first; empty for the host network. */
+  readonly ips: readonly string[];
+  readonly namespaces: NamespaceOption;
+  /** Path of the pinned network namespace; undefined for the host network. */
+  readonly networkNamespace?: string;
+}
+
+export interface ImageSpec {
+  /** The reference as the user wrote it, or an image id. */
+  readonly image: string;
+  readonly runtimeHandler?: string;
+}
+
+export interface AuthConfig {
+  readonly username?: string;
+  readonly password?: string;
+  /** base64 of `user:password`, as in a dockerconfigjson. */
+  readonly auth?: string;
+  readonly serverAddress?: string;
+  readonly identityToken?: string;
+  readonly registryToken?: string;
+}
+
+export interface Image {
+  /** The config digest, `sha256:…`: the one image id everywhere. */
+  readonly id: string;
+  /** `docker.io/library/busybox:1.36` and the like. */
+  readonly repoTags: readonly string[];
+  /** `docker.io/library/busybox@sha256:…`. */
+  readonly repoDigests: readonly string[];
+  /** Bytes on disk. */
+  readonly size: number;
+  /** The numeric user of the image's USER, where it is a number. */
+  readonly uid?: number;
+  /** USER where it is a name. */
+  readonly username?: string;
+  readonly pinned: boolean;
+}
+
+export interface KeyValue {
+  readonly key: string;
+  readonly value: string;
+}
+
+export interface Mount {
+  readonly containerPath: string;
+  readonly hostPath: string;
+  readonly readonly: boolean;
+  readonly propagation: 'private' | 'host-to-container' | 'bidirectional';
+}
+
+export interface LinuxContainerResources {
+  /** Microseconds; 0 or absent: unset. The same for the others. */
+  readonly cpuPeriod?: number;
+  readonly cpuQuota?: number;
+  readonly cpuShares?: number;
+  readonly memoryLimitBytes?: number;
+  readonly oomScoreAdj?: number;
+  readonly cpusetCpus?: string;
+  readonly cpusetMems?: string;
+  readonly pidsLimit?: number;
+  readonly hugepageLimits?: readonly { readonly pageSize: string; readonly limit: number }[];
+  /** Raw cgroup v2 files. */
+  readonly unified?: Readonly<Record<string, string>>;
+}
+
+export interface LinuxContainerSecurityContext {
+  readonly namespaces: NamespaceOption;
+  readonly privileged?: boolean;
+  readonly capabilities?: { readonly add: readonly string[]; readonly drop: readonly string[] };
+  /** At most one of `runAsUser` and `runAsUsername`; neither: the image's user. */
+  readonly runAsUser?: number;
+  readonly runAsUsername?: string;
+  readonly runAsGroup?: number;
+  readonly supplementalGroups?: readonly number[];
+  /** Default merge: the groups of the user in the image's /etc/group are added. */
+  readonly supplementalGroupsPolicy?: 'merge' | 'strict';
+  readonly readonlyRootfs?: boolean;
+  readonly noNewPrivs?: boolean;
+  readonly maskedPaths?: readonly string[];
+  readonly readonlyPaths?: readonly string[];
+  readonly seccomp?: SecurityProfile;
+  readonly apparmor?: SecurityProfile;
+}
+
+/**
+ * What is hidden of /proc and /sys in containers that are not privileged: what kubelets ask for, unless procMount is
+ * Unmasked, and what a runtime does when nothing is asked.
+ */
+export const defaultMaskedPaths: readonly string[] = [
+  '/proc/asound',
+  '/proc/acpi',
+  '/proc/interrupts',
+  '/proc/kcore',
+  '/proc/keys',
+  '/proc/latency_stats',
+  '/proc/timer_list',
+  '/proc/timer_stats',
+  '/proc/sched_debug',
+  '/proc/scsi',
+  '/sys/firmware',
+  '/sys/devices/virtual/powercap',
+];
+export const defaultReadonlyPaths: readonly string[] = [
+  '/proc/bus',
+  '/proc/fs',
+  '/proc/irq',
+  '/proc/sys',
+  '/proc/sysrq-trigger',
+];
+
+export interface ContainerMetadata {
+  readonly name: string;
+  readonly attempt: number;
+}
+
+export interface ContainerConfig {
+  readonly metadata: ContainerMetadata;
+  /** `image` is an image id or reference that is present. */
+  readonly image: ImageSpec;
+  /** What the user wrote as the image: reported back in status. */
+  readonly userImage?: string;
+  /** Replaces the image's entrypoint when not empty. */
+  readonly command: readonly string[];
+  /** Replaces the image's cmd when not empty, or when `command` is given. */
+  readonly args: readonly string[];
+  /** Empty: the image's. */
+  readonly workingDir: string;
+  /** Added over the image's. */
+  readonly envs: readonly KeyValue[];
+  readonly mounts: readonly Mount[];
+  readonly devices?: readonly {
+    readonly containerPath: string;
+    readonly hostPath: string;
+    readonly permissions: string;
+  }[];
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
+  /** Relative to the sandbox's `logDirectory`. */
+  readonly logPath: string;
+  readonly stdin?: boolean;
+  readonly stdinOnce?: boolean;
+  readonly tty?: boolean;
+  /** `SIGTERM` and the like; absent: the image's, then SIGTERM. */
+  readonly stopSignal?: string;
+  readonly linux: {
+    readonly resources: LinuxContainerResources;
+    readonly security: LinuxContainerSecurityContext;
+  };
+}
+
+export type ContainerState = 'created' | 'running' | 'exited' | 'unknown';
+
+export interface Container {
+  readonly id: string;
+  readonly podSandboxId: string;
+  readonly metadata: ContainerMetadata;
+  /** As the user wrote it. */
+  readonly image: string;
+  /** The image id (config digest); the same as `imageId` (KEP-4020 and CRI 1.36: they must be equal). */
+  readonly imageRef: string;
+  readonly state: ContainerState;
+  readonly createdAt: number;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
+}
+
+export interface ContainerStatus extends Container {
+  /** 0 while it has not happened. */
+  readonly startedAt: number;
+  readonly finishedAt: number;
+  readonly exitCode: number;
+  /** `Completed`, `Error`, `OOMKilled`, `ContainerStatusUnknown`, `StartError`… for exited ones. */
+  readonly reason: string;
+  readonly message: string;
+  /** Absolute path of the log. */
+  readonly logPath: string;
+  readonly mounts: readonly Mount[];
+  /** The repo digest it was made from where one is known, else the image id: for the pod status `imageID`. */
+  readonly imageDigestRef: string;
+  /** The first process on the host; 0 when not running. */
+  readonly pid: number;
+  readonly user?: {
+    readonly uid: number;
+    readonly gid: number;
+    readonly supplementalGroups: readonly number[];
+  };
+}
+
+export interface ContainerEvent {
+  readonly type: 'created' | 'started' | 'stopped' | 'deleted';
+  /** Id of the container, or of the sandbox for events of a sandbox. */
+  readonly containerId: string;
+  readonly at: number;
+  readonly sandbox: PodSandboxMetadata;
+}
+
+export interface RuntimeCondition {
+  readonly type: 'RuntimeReady' | 'NetworkReady';
+  readonly status: boolean;
+  readonly reason: string;
+  readonly message: string;
+}
+
+export interface RuntimeVersion {
+  readonly runtimeName: string;
+  readonly runtimeVersion: string;
+}
+
+export interface ExecSyncResult {
+  readonly stdout: Buffer;
+  readonly stderr: Buffer;
+  readonly exitCode: number;
+}
+
+/** runtime.v1.RuntimeService. Calls with an id that is not known throw NOT_FOUND unless said otherwise. */
+export interface RuntimeService {
+  version(): Promise<RuntimeVersion>;
+  /** What must be true before pods can run; tells of missing programs and CNI configuration. */
+  status(): Promise<readonly RuntimeCondition[]>;
+  /**
+   * Namespaces, network, resolv.conf, shm; returns the sandbox id. On failure everything is undone.
+   * The same metadata again, after an answer that got lost, returns the same sandbox.
+   */
+  runPodSandbox(config: PodSandboxConfig, runtimeHandler: string, signal?: AbortSignal): Promise<string>;
+  /** Kills what runs, releases the network. Idempotent; no error for an unknown id. */
+  stopPodSandbox(id: string, signal?: AbortSignal): Promise<void>;
+  /** Removes the sandbox and its containers without a trace. Idempotent; no error for an unknown id. */
+  removePodSandbox(id: string, signal?: AbortSignal): Promise<void>;
+  podSandboxStatus(id: string): Promise<PodSandboxStatus>;
+  /** AND of what the filter gives. */
+  listPodSandbox(filter?: {
+    id?: string;
+    state?: SandboxState;
+    labels?: Readonly<Record<string, string>>;
+  }): Promise<readonly PodSandbox[]>;
+  /** Root file system, bundle, monitor and `runc create`. The image must be present (IMAGE_NOT_PRESENT). */
+  createContainer(sandboxId: string, config: ContainerConfig, signal?: AbortSignal): Promise<string>;
+  /** Once only: FAILED_PRECONDITION unless `created`. */
+  startContainer(id: string, signal?: AbortSignal): Promise<void>;
+  /** Stop signal, then KILL after `timeoutMs` (0: at once). Idempotent; no error for an unknown id. */
+  stopContainer(id: string, timeoutMs: number, signal?: AbortSignal): Promise<void>;
+  /** Forces a running one. Idempotent; no error for an unknown id. Logs stay. */
+  removeContainer(id: string, signal?: AbortSignal): Promise<void>;
+  listContainers(filter?: {
+    id?: string;
+    podSandboxId?: string;
+    state?: ContainerState;
+    labels?: Readonly<Record<string, string>>;
+  }): Promise<readonly Container[]>;
+  containerStatus(id: string): Promise<ContainerStatus>;
+  /** Runs to the end in the container; output capped at 16 MiB each; a timeout (0: none) kills it with DEADLINE_EXCEEDED. */
+  execSync(
+    id: string,
+    command: readonly string[],
+    timeoutMs: number,
+    signal?: AbortSignal,
+  ): Promise<ExecSyncResult>;
+  /** After a rotation: the monitor opens the log path again. */
+  reopenContainerLog(id: string, signal?: AbortSignal): Promise<void>;
+  /** Calls `listener` for every event from now on; returns the function that ends it. */
+  containerEvents(listener: (event: ContainerEvent) => void): () => void;
+}
+
+export interface PullProgress {
+  readonly image: string;
+  readonly digest: string;
+  readonly phase: 'waiting' | 'downloading' | 'verifying' | 'done' | 'present';
+  readonly bytes: number;
+  readonly totalBytes: number;
+}
+
+/** runtime.v1.ImageService. */
+export interface ImageService {
+  listImages(filter?: { image?: string }): Promise<readonly Image[]>;
+  /** Undefined where it is not present. Takes references and ids. Throws IMAGE_NAME_INVALID. */
+  imageStatus(image: ImageSpec): Promise<Image | undefined>;
+  /** Returns the image id. Many callers share one pull; `signal` ends only this caller's wait, and the pull with the last. */
+  pullImage(
+    image: ImageSpec,
+    options?: {
+      /** Tried in order, then anonymously. */
+      auths?: readonly AuthConfig[];
+      signal?: AbortSignal;
+      onProgress?: (progress: PullProgress) => void;
+    },
+  ): Promise<string>;
+  /** Removes all tags of the image. Idempotent. FAILED_PRECONDITION while a container uses it. */
+  removeImage(image: ImageSpec): Promise<void>;
+  imageFsInfo(): Promise<{
+    readonly mountpoint: string;
+    readonly usedBytes: number;
+    readonly usedInodes: number;
+  }>;
+}

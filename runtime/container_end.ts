@@ -1,0 +1,294 @@
+/**
+ * The end of containers: noticing exits, stopping, cleaning up behind them, removing.
+ *
+ * conmon's exit file is the one sign of an exit. What an exited container held (mount, runc's state, cgroup) is let go
+ * in the background; its folders and row stay until it is removed.
+ */
+import { existsSync } from 'node:fs';
+import { readdir, rm } from 'node:fs/promises';
+import { constants as osConstants } from 'node:os';
+import { join } from 'node:path';
+import type { Context } from './context.ts';
+import { exitReason, readExit } from './exits.ts';
+import { abortError, KeelsonError } from './host/errors.ts';
+import { removeTree } from './host/files.ts';
+import { keyedQueue } from './host/keyed.ts';
+import { monitorPidFile } from './oci/conmon.ts';
+import {
+  allProcesses,
+  argumentsOf,
+  childrenOf,
+  identify,
+  isAlive,
+  type ProcessIdentity,
+  readPidFile,
+  signalProcess,
+} from './processes.ts';
+import { unmountRootfs } from './rootfs.ts';
+import type { ContainerRecord } from './state.ts';
+
+export interface ContainerEnds {
+  /** The exit file of `id` may be there: reads it and tells everybody. */
+  noticeExit(id: string): Promise<void>;
+  /** `starting` must settle before an exit of `id` is told, so that it is told after the start. */
+  duringStart(id: string, starting: Promise<void>): void;
+  /** Is the monitor still there? If not, ends what it left behind and tells the truth about it. */
+  checkMonitor(id: string): Promise<void>;
+  stop(id: string, timeoutMs: number, signal?: AbortSignal): Promise<void>;
+  remove(id: string, signal?: AbortSignal): Promise<void>;
+  /** Kills and removes every trace but the row. */
+  destroy(record: ContainerRecord): Promise<void>;
+  /** Lets go, in the background, of what exited containers still hold. */
+  cleanSoon(id: string): void;
+  /** Resolves when nothing runs in the background. */
+  settled(): Promise<void>;
+}
+
+/** How long the kernel may take to end a killed process: one in a sick file system may never end. */
+const killDeadlineMs = 30_000;
+/** runc deletes that may run at once in the background. */
+const cleaners = 2;
+
+/** `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3` → number; undefined for what is none. Pure. */
+export function signalNumber(name: string): number | undefined {
+  if (/^\d{1,2}$/.test(name)) {
+    const number = Number(name);
+    return number >= 1 && number <= 64 ? number : undefined;
+  }
+  const plain = name.toUpperCase().replace(/^SIG/, '');
+  const realTime = /^RT(MIN|MAX)(?:([+-])(\d{1,2}))?$/.exec(plain);
+  if (realTime !== null) {
+    const [, base, sign = '+', offset = '0'] = realTime;
+    const number = (base === 'MIN' ? 34 : 64) + Number(`${sign}${offset}`);
+    return number >= 34 && number <= 64 ? number : undefined;
+  }
+  const numbers: Readonly<Record<string, number>> = osConstants.signals;
+  return Object.hasOwn(numbers, `SIG${plain}`) ? numbers[`SIG${plain}`] : undefined;
+}
+
+export function makeContainerEnds(context: Context): ContainerEnds {
+  const { state, folders, programs, cgroups, images, log, clock } = context;
+  const oneAtATime = keyedQueue();
+  const lanes = keyedQueue();
+  const starting = new Map<string, Promise<void>>();
+  const waiting = new Map<string, Set<() => void>>();
+  const background = new Set<Promise<void>>();
+  let cleaned = 0;
+
+  const runtimeOf = (record: ContainerRecord) =>
+    programs.runtimeFor(state.sandboxes.get(record.sandboxId)?.handler ?? '');
+
+  const markExited = (id: string, code: number, at: number, reason: string, message: string) => {
+    const old = state.containers.get(id);
+    if (old === undefined || old.state === 'exited') return;
+    state.changeContainer(id, {
+      state: 'exited',
+      exitCode: code,
+      // The file's time comes from a coarser clock than the start's.
+      finishedAt: Math.max(at, old.startedAt, old.createdAt),
+      reason,
+      message,
+      init: undefined,
+      monitor: undefined,
+    });
+    // Only now: had we been killed before the row, the next start would read the file.
+    void rm(join(folders.exits, id), { force: true }).catch(() => {});
+    for (const wake of waiting.get(id) ?? []) wake();
+    waiting.delete(id);
+    context.emit('stopped', id, state.sandboxes.get(old.sandboxId)?.config.metadata);
+    cleanSoon(id);
+  };
+
+  const noticeExit = (id: string): Promise<void> => {
+    const record = state.containers.get(id);
+    if (record === undefined || record.state === 'creating' || record.state === 'exited') {
+      return Promise.resolve();
+    }
+    return oneAtATime.run(id, async () => {
+      await starting.get(id);
+      const exit = await readExit(folders.exits, id);
+      if (exit === undefined) return;
+      const [files, kills] = await Promise.all([
+        readdir(folders.container(id).bundle).catch((): string[] => []),
+        cgroups.oomKills(record.cgroup),
+      ]);
+      const reason = exitReason(exit.code, kills > 0 || files.includes('oom'));
+      markExited(id, exit.code, exit.at, reason, '');
+    });
+  };
+
+  /** True when it has exited; false after `ms`. */
+  const waitForExit = (id: string, ms: number, signal: AbortSignal | undefined): Promise<boolean> =>
+    new Promise((resolve, reject) => {
+      const exited = () => {
+        const record = state.containers.get(id);
+        return record === undefined || record.state === 'exited';
+      };
+      if (exited()) return resolve(true);
+      if (signal?.aborted) return reject(abortError(signal, `stopping container ${id}`));
+      const end = () => {
+        cancel();
+        signal?.removeEventListener('abort', onAbort);
+        waiting.get(id)?.delete(wake);
+      };
+      const wake = () => {
+        end();
+        resolve(true);
+      };
+      const onAbort = () => {
+        end();
+        reject(abortError(signal!, `stopping container ${id}`));
+      };
+      const cancel = clock.after(ms, () => {
+        end();
+        resolve(exited());
+      });
+      signal?.addEventListener('abort', onAbort, { once: true });
+      waiting.set(id, (waiting.get(id) ?? new Set()).add(wake));
+    });
+
+  const kill = async (record: ContainerRecord) => {
+    if (record.init !== undefined) signalProcess(record.init, 'SIGKILL');
+    // In a PID namespace of others the end of the first process ends nobody else.
+    if (record.config.linux.security.namespaces.pid !== 'container') await cgroups.kill(record.cgroup);
+  };
+
+  const checkMonitor = async (id: string) => {
+    const record = state.containers.get(id);
+    if (record === undefined || record.state === 'creating' || record.state === 'exited') return;
+    if (record.monitor !== undefined && isAlive(record.monitor)) return;
+    // Looked at after the monitor: it writes the file before it ends.
+    await noticeExit(id);
+    if (state.containers.get(id)?.state === 'exited') return;
+    const alive = record.init !== undefined && isAlive(record.init);
+    await kill(record);
+    await oneAtATime.run(id, async () => {
+      markExited(
+        id,
+        alive ? 137 : 255,
+        clock.now(),
+        'ContainerStatusUnknown',
+        alive
+          ? 'its monitor (conmon) was killed; without it the container could not go on'
+          : 'it ended while nothing watched it (the node was restarted, or its monitor killed)',
+      );
+    });
+  };
+
+  const stop: ContainerEnds['stop'] = async (id, timeoutMs, signal) => {
+    await checkMonitor(id);
+    const record = state.containers.get(id);
+    if (record === undefined || record.state === 'exited' || record.state === 'creating') return;
+    if (signal?.aborted) throw abortError(signal, `stopping container ${id}`);
+    if (timeoutMs > 0 && record.state === 'running' && record.init !== undefined) {
+      signalProcess(record.init, signalNumber(record.stopSignal) ?? 15);
+      if (await waitForExit(id, timeoutMs, signal)) return;
+    }
+    await kill(record);
+    if (await waitForExit(id, killDeadlineMs, signal)) return;
+    await checkMonitor(id);
+    if (state.containers.get(id)?.state !== 'exited') {
+      throw new KeelsonError(
+        'DEADLINE_EXCEEDED',
+        `container ${record.config.metadata.name} (${id}) still runs ${killDeadlineMs / 1000} s after KILL`,
+        { hint: 'its process may hang in a file system or device; see dmesg on the node' },
+      );
+    }
+  };
+
+  /** What an exited container need not hold. */
+  const letGo = async (record: ContainerRecord) => {
+    if (record.cleaned) return;
+    await runtimeOf(record).remove(record.id);
+    await cgroups.remove(record.cgroup);
+    unmountRootfs(folders.container(record.id).rootfs);
+  };
+
+  const cleanSoon = (id: string) => {
+    const work = lanes
+      .run(String(cleaned++ % cleaners), () =>
+        oneAtATime.run(id, async () => {
+          const record = state.containers.get(id);
+          if (record?.state !== 'exited' || record.cleaned) return;
+          await letGo(record);
+          state.changeContainer(id, { cleaned: true });
+        }),
+      )
+      .catch((error) =>
+        // Removing the container tries again, and says so if it fails.
+        log.warn({ err: error, container: id }, 'an exited container could not be cleaned up yet'),
+      )
+      .finally(() => background.delete(work));
+    background.add(work);
+  };
+
+  const destroy = async (record: ContainerRecord) => {
+    const { id } = record;
+    const { bundle, data } = folders.container(id);
+    if (record.state !== 'exited') {
+      // First those who would go on making what is being removed.
+      await Promise.all(makersOf(bundle, id).map(end));
+      if (record.init !== undefined) signalProcess(record.init, 'SIGKILL');
+      await cgroups.kill(record.cgroup);
+    }
+    await letGo(record);
+    await Promise.all([removeTree(bundle), removeTree(data), rm(join(folders.exits, id), { force: true })]);
+    images.release(id);
+  };
+
+  const removing = new Map<string, Promise<void>>();
+  const remove: ContainerEnds['remove'] = (id, signal) => {
+    const underWay = removing.get(id);
+    if (underWay !== undefined) return underWay;
+    const work = (async () => {
+      await stop(id, 0, signal);
+      await oneAtATime.run(id, async () => {
+        const record = state.containers.get(id);
+        if (record === undefined || record.state === 'creating') return;
+        await destroy(record);
+        state.removeContainer(id);
+        context.emit('deleted', id, state.sandboxes.get(record.sandboxId)?.config.metadata);
+      });
+    })().finally(() => removing.delete(id));
+    removing.set(id, work);
+    return work;
+  };
+
+  return {
+    noticeExit,
+    duringStart(id, work) {
+      const quiet = work.catch(() => {}).finally(() => starting.delete(id));
+      starting.set(id, quiet);
+    },
+    checkMonitor,
+    stop,
+    remove,
+    destroy,
+    cleanSoon,
+    async settled() {
+      while (background.size > 0) await Promise.all(background);
+    },
+  };
+}
+
+/** Of a container that was not finished: its conmon and what runs below it, `runc create` as a rule. */
+function makersOf(bundle: string, id: string): ProcessIdentity[] {
+  const ofContainer = (pid: number) => argumentsOf(pid).includes(id);
+  const pid = readPidFile(monitorPidFile(bundle));
+  let monitors = pid === undefined ? [] : [pid].filter(ofContainer);
+  // conmon is started after this file was written; a kill may have come between its fork and its pid file.
+  if (pid === undefined && existsSync(join(bundle, 'config.json')))
+    monitors = allProcesses().filter(ofContainer);
+  return monitors
+    .flatMap((monitor) => [monitor, ...childrenOf(monitor)])
+    .map(identify)
+    .filter((identity) => identity !== undefined);
+}
+
+/** KILL, and until it is gone; a killed conmon goes at once. */
+async function end(identity: ProcessIdentity): Promise<void> {
+  signalProcess(identity, 'SIGKILL');
+  for (let wait = 1; isAlive(identity) && wait < 2000; wait *= 2) {
+    await new Promise((resolve) => setTimeout(resolve, wait));
+  }
+}

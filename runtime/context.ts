@@ -1,0 +1,187 @@
+/** What all parts of the runtime work with: where things lie, what the host offers, which programs run. */
+import { accessSync, constants, readFileSync } from 'node:fs';
+import { delimiter, isAbsolute, join } from 'node:path';
+import type { Cni } from '../cni/network.ts';
+import type { EmbeddedImages } from '../images/service.ts';
+import type { ContainerEvent, PodSandboxMetadata } from './api.ts';
+import type { Cgroups } from './host/cgroups.ts';
+import type { Clock } from './host/clock.ts';
+import { KeelsonError } from './host/errors.ts';
+import type { Logger } from './host/log.ts';
+import { missingProgram } from './oci/conmon.ts';
+import { makeOciRuntime, type OciRuntime } from './oci/runc.ts';
+import { capabilitiesIn } from './oci/security.ts';
+import type { HostFacts } from './oci/spec.ts';
+import type { ContainerFolders } from './rootfs.ts';
+import type { State } from './state.ts';
+
+/** Folders of the runtime; `runDir` may be lost at a reboot, `stateDir` not. */
+export interface Folders {
+  readonly runDir: string;
+  readonly exits: string;
+  /** The folder that holds one folder for each sandbox. */
+  readonly sandboxes: string;
+  readonly bundles: string;
+  readonly data: string;
+  sandbox(id: string): string;
+  container(id: string): ContainerFolders;
+  /** Where the OCI runtime of a handler keeps its own state. */
+  ociRoot(handler: string): string;
+}
+
+export function layOut(runDir: string, stateDir: string): Folders {
+  const sandboxes = join(runDir, 'sandboxes');
+  const bundles = join(runDir, 'containers');
+  const data = join(stateDir, 'containers');
+  return {
+    runDir,
+    exits: join(runDir, 'exits'),
+    sandboxes,
+    bundles,
+    data,
+    sandbox: (id) => join(sandboxes, id),
+    container: (id) => ({
+      bundle: join(bundles, id),
+      rootfs: join(bundles, id, 'rootfs'),
+      data: join(data, id),
+    }),
+    ociRoot: (handler) => join(runDir, 'oci', handler),
+  };
+}
+
+export interface Programs {
+  /** The OCI runtime of a handler; '' means runc. Throws SANDBOX_CREATE_FAILED or DEPENDENCY_MISSING. */
+  runtimeFor(handler: string): OciRuntime;
+  /** Absolute path. Throws DEPENDENCY_MISSING. */
+  conmon(): string;
+  catatonit(): string;
+  /** The missing ones among those that every container needs, as errors. */
+  missing(): KeelsonError[];
+}
+
+export interface Context {
+  readonly state: State;
+  readonly images: EmbeddedImages;
+  readonly cni: Cni;
+  readonly cgroups: Cgroups;
+  readonly cgroupDriver: 'cgroupfs' | 'systemd';
+  readonly folders: Folders;
+  readonly programs: Programs;
+  readonly host: HostFacts;
+  readonly bootId: string;
+  /** The node's own name. */
+  readonly hostname: string;
+  readonly log: Logger;
+  readonly clock: Clock;
+  emit(type: ContainerEvent['type'], id: string, sandbox: PodSandboxMetadata | undefined): void;
+  /** Logs `message` the first time only. */
+  warnOnce(message: string, facts?: object): void;
+}
+
+/** Absolute path of `program`, searched on the PATH; undefined where it is not. */
+function findProgram(program: string): string | undefined {
+  const places = isAbsolute(program)
+    ? [program]
+    : [...(process.env['PATH'] ?? '').split(delimiter), '/usr/sbin', '/usr/bin', '/sbin', '/bin'].map(
+        (folder) => join(folder || '/', program),
+      );
+  return places.find((path) => {
+    try {
+      accessSync(path, constants.X_OK);
+      return true;
+    } catch {
+      return false;
+    }
+  });
+}
+
+/** Programs are looked up when first needed, and again while they are missing: they may be installed meanwhile. */
+export function makePrograms(options: {
+  readonly handlers: Readonly<Record<string, { readonly path: string }>>;
+  readonly conmon: string;
+  readonly folders: Folders;
+  readonly systemdCgroup: boolean;
+}): Programs {
+  const { handlers, folders, systemdCgroup } = options;
+  const paths = new Map<string, string>();
+  const runtimes = new Map<string, OciRuntime>();
+  const locate = (program: string): string => {
+    const path = paths.get(program) ?? findProgram(program);
+    if (path === undefined) throw missingProgram(program);
+    paths.set(program, path);
+    return path;
+  };
+  const runtimeFor = (wanted: string): OciRuntime => {
+    const handler = wanted === '' ? 'runc' : wanted;
+    const known = runtimes.get(handler);
+    if (known !== undefined) return known;
+    const entry = Object.hasOwn(handlers, handler) ? handlers[handler] : undefined;
+    if (entry === undefined) {
+      throw new KeelsonError(
+        'SANDBOX_CREATE_FAILED',
+        `no runtime for the handler ${JSON.stringify(handler)}`,
+        {
+          hint: `this node has ${Object.keys(handlers).join(', ')}; see the pod's runtimeClassName`,
+        },
+      );
+    }
+    const runtime = makeOciRuntime({
+      path: locate(entry.path),
+      root: folders.ociRoot(handler),
+      systemdCgroup,
+    });
+    runtimes.set(handler, runtime);
+    return runtime;
+  };
+  return {
+    runtimeFor,
+    conmon: () => locate(options.conmon),
+    catatonit: () => locate('catatonit'),
+    missing() {
+      const errors: KeelsonError[] = [];
+      for (const check of [() => runtimeFor(''), () => locate(options.conmon)]) {
+        try {
+          check();
+        } catch (error) {
+          if (!(error instanceof KeelsonError)) throw error;
+          errors.push(error);
+        }
+      }
+      return errors;
+    },
+  };
+}
+
+/** Looks at the host once. `cgroupRoot` is where the cgroup tree is mounted. */
+export function readHostFacts(cgroupVersion: 1 | 2, cgroupRoot = '/sys/fs/cgroup'): HostFacts {
+  const status = readFileSync('/proc/self/status', 'latin1');
+  const mask = (name: string) => new RegExp(`^${name}:\\s*([0-9a-f]+)$`, 'm').exec(status)?.[1] ?? '0';
+  const bounding = capabilitiesIn(mask('CapBnd'));
+  const readable = (path: string) => {
+    try {
+      accessSync(path);
+      return true;
+    } catch {
+      return false;
+    }
+  };
+  const controllers =
+    cgroupVersion === 2 ? readFileSync(join(cgroupRoot, 'cgroup.controllers'), 'latin1') : '';
+  return {
+    capabilities: capabilitiesIn(mask('CapEff')).filter((name) => bounding.includes(name)),
+    oomScoreAdj: Number(readFileSync('/proc/self/oom_score_adj', 'latin1')),
+    cgroupVersion,
+    hugetlb:
+      cgroupVersion === 2
+        ? /\bhugetlb\b/.test(controllers)
+        : readable(join(cgroupRoot, 'hugetlb/cgroup.procs')),
+    swapLimit:
+      cgroupVersion === 2
+        ? readable('/proc/swaps') && /\bmemory\b/.test(controllers)
+        : readable(join(cgroupRoot, 'memory/memory.memsw.limit_in_bytes')),
+  };
+}
+
+export function readBootId(): string {
+  return readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim();
+}

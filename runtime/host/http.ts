@@ -1,0 +1,118 @@
+/**
+ * HTTP/1.1 as a client: undici's pools without the rest of undici.
+ *
+ * The package's index also loads fetch, caches, WebSocket and mocks, which costs an idle agent 10 MiB; its
+ * dispatcher and `request` are therefore taken from their own files. Only this file knows that.
+ */
+import { createRequire } from 'node:module';
+import type { Agent, Dispatcher } from 'undici';
+import { abortError, errnoOf, KeelsonError } from './errors.ts';
+
+const require = createRequire(import.meta.url);
+const AgentClass = require('undici/lib/dispatcher/agent.js') as new (options: Agent.Options) => Agent;
+const request = require('undici/lib/api/api-request.js') as (
+  this: Dispatcher,
+  options: Dispatcher.RequestOptions,
+) => Promise<Dispatcher.ResponseData>;
+
+export interface TlsOptions {
+  /** PEM. Default: the system's authorities as Node knows them. */
+  readonly ca?: string | Buffer;
+  readonly cert?: string | Buffer;
+  readonly key?: string | Buffer;
+  readonly serverName?: string;
+  /** Do not verify the server. Only where a user's configuration says so. */
+  readonly insecure?: boolean;
+}
+
+export interface HttpOptions {
+  readonly tls?: TlsOptions;
+  /** Milliseconds to connect, TLS included. Default 10,000. */
+  readonly connectTimeoutMs?: number;
+  /** Connections per origin. Default 16. */
+  readonly connections?: number;
+  /** Milliseconds that an unused connection is kept. Default 4,000. */
+  readonly keepAliveMs?: number;
+}
+
+export interface HttpRequest {
+  readonly method: string;
+  /** http: or https:, with path and query. Never carries credentials. */
+  readonly url: URL;
+  readonly headers?: Readonly<Record<string, string>>;
+  readonly body?: string | Buffer;
+  readonly signal?: AbortSignal;
+  /** Milliseconds until the response headers. Default 30,000; 0 for no limit. */
+  readonly headersTimeoutMs?: number;
+  /** Milliseconds between two pieces of the body. Default 30,000; 0 for no limit. */
+  readonly bodyTimeoutMs?: number;
+}
+
+/** `body` is a Readable with `.text()`, `.json()` and `.dump()`; it must be read or dumped. */
+export type HttpResponse = Dispatcher.ResponseData;
+
+export interface HttpClient {
+  /**
+   * Sends one request; resolves with the headers of any status. Does not follow redirects.
+   * Throws UNAVAILABLE (`details.errno` where the system gave one), DEADLINE_EXCEEDED or ABORTED.
+   */
+  request(options: HttpRequest): Promise<HttpResponse>;
+  /** Breaks what is in flight and closes all connections. */
+  destroy(): Promise<void>;
+}
+
+export function makeHttpClient(options: HttpOptions = {}): HttpClient {
+  const { tls = {} } = options;
+  const agent = new AgentClass({
+    connections: options.connections ?? 16,
+    pipelining: 1,
+    keepAliveTimeout: options.keepAliveMs ?? 4000,
+    connect: {
+      timeout: options.connectTimeoutMs ?? 10_000,
+      ca: tls.ca,
+      cert: tls.cert,
+      key: tls.key,
+      servername: tls.serverName,
+      rejectUnauthorized: !tls.insecure,
+      keepAlive: true,
+    },
+  });
+  return {
+    async request(wanted) {
+      const { url, signal } = wanted;
+      const what = `${wanted.method} ${url.origin}${url.pathname}`;
+      if (signal?.aborted) throw abortError(signal, what);
+      try {
+        return await request.call(agent, {
+          origin: url.origin,
+          path: url.pathname + url.search,
+          method: wanted.method as Dispatcher.HttpMethod,
+          headers: { ...wanted.headers },
+          body: wanted.body ?? null,
+          signal,
+          headersTimeout: wanted.headersTimeoutMs ?? 30_000,
+          bodyTimeout: wanted.bodyTimeoutMs ?? 30_000,
+        });
+      } catch (error) {
+        throw requestError(error, what, signal);
+      }
+    },
+    destroy: () => agent.destroy(),
+  };
+}
+
+/** What a failed request or a failed read of a response body means. `what` names the request, without secrets. */
+export function requestError(error: unknown, what: string, signal?: AbortSignal): KeelsonError {
+  if (error instanceof KeelsonError) return error;
+  if (signal?.aborted) return abortError(signal, what);
+  const code = (error as { code?: unknown } | null)?.code;
+  const message = error instanceof Error ? error.message : String(error);
+  const slow =
+    code === 'UND_ERR_HEADERS_TIMEOUT' ||
+    code === 'UND_ERR_BODY_TIMEOUT' ||
+    code === 'UND_ERR_CONNECT_TIMEOUT';
+  return new KeelsonError(slow ? 'DEADLINE_EXCEEDED' : 'UNAVAILABLE', `${what}: ${message || String(code)}`, {
+    cause: error,
+    details: { errno: errnoOf(error), code },
+  });
+}

@@ -1,0 +1,309 @@
+/**
+ * The system calls that Node.js lacks, through koffi. The only file that loads koffi.
+ * All of them are synchronous and short, and act on the calling thread.
+ */
+import koffi from 'koffi';
+import { KeelsonError } from './errors.ts';
+
+const libc = koffi.load(null);
+const c = {
+  mount: libc.func(
+    'int mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data)',
+  ),
+  umount2: libc.func('int umount2(const char *target, int flags)'),
+  unshare: libc.func('int unshare(int flags)'),
+  setns: libc.func('int setns(int fd, int type)'),
+  sethostname: libc.func('int sethostname(const char *name, size_t length)'),
+  mknod: libc.func('int mknod(const char *path, unsigned int mode, unsigned long dev)'),
+  mkfifo: libc.func('int mkfifo(const char *path, unsigned int mode)'),
+  lsetxattr: libc.func(
+    'int lsetxattr(const char *path, const char *name, const void *value, size_t size, int flags)',
+  ),
+  lgetxattr: libc.func(
+    'int64_t lgetxattr(const char *path, const char *name, _Out_ void *value, size_t size)',
+  ),
+  syncfs: libc.func('int syncfs(int fd)'),
+  chroot: libc.func('int chroot(const char *path)'),
+  fchdir: libc.func('int fchdir(int fd)'),
+  flock: libc.func('int flock(int fd, int operation)'),
+  utimensat: libc.func('int utimensat(int dirfd, const char *path, const int64_t *times, int flags)'),
+  socket: libc.func('int socket(int domain, int type, int protocol)'),
+  ioctl: libc.func('int ioctl(int fd, unsigned long request, _Inout_ void *argument)'),
+  close: libc.func('int close(int fd)'),
+  pipe2: libc.func('int pipe2(_Out_ void *ends, int flags)'),
+  waitpid: libc.func('int waitpid(int pid, _Out_ int *status, int options)'),
+  posix_spawnp: libc.func(
+    'int posix_spawnp(_Out_ int *pid, const char *file, void *actions, void *attributes, const char **argv, const char **envp)',
+  ),
+  posix_spawnattr_init: libc.func('int posix_spawnattr_init(_Out_ void *attributes)'),
+  posix_spawnattr_destroy: libc.func('int posix_spawnattr_destroy(_Inout_ void *attributes)'),
+  posix_spawnattr_setflags: libc.func('int posix_spawnattr_setflags(_Inout_ void *attributes, short flags)'),
+  posix_spawnattr_setsigmask: libc.func(
+    'int posix_spawnattr_setsigmask(_Inout_ void *attributes, const void *set)',
+  ),
+  posix_spawnattr_setsigdefault: libc.func(
+    'int posix_spawnattr_setsigdefault(_Inout_ void *attributes, const void *set)',
+  ),
+  posix_spawn_file_actions_init: libc.func('int posix_spawn_file_actions_init(_Out_ void *actions)'),
+  posix_spawn_file_actions_destroy: libc.func('int posix_spawn_file_actions_destroy(_Inout_ void *actions)'),
+  posix_spawn_file_actions_adddup2: libc.func(
+    'int posix_spawn_file_actions_adddup2(_Inout_ void *actions, int from, int to)',
+  ),
+  posix_spawn_file_actions_addopen: libc.func(
+    'int posix_spawn_file_actions_addopen(_Inout_ void *actions, int to, const char *path, int flags, unsigned int mode)',
+  ),
+  posix_spawn_file_actions_addchdir_np: libc.func(
+    'int posix_spawn_file_actions_addchdir_np(_Inout_ void *actions, const char *path)',
+  ),
+  mallocTrim: libc.func('int malloc_trim(size_t pad)'),
+  madvise: libc.func('int madvise(uintptr_t address, size_t length, int advice)'),
+};
+
+export const mountFlags = {
+  RDONLY: 1,
+  NOSUID: 2,
+  NODEV: 4,
+  NOEXEC: 8,
+  REMOUNT: 32,
+  NOATIME: 1024,
+  BIND: 4096,
+  REC: 16384,
+  PRIVATE: 1 << 18,
+  SLAVE: 1 << 19,
+  SHARED: 1 << 20,
+} as const;
+export const umountFlags = { FORCE: 1, DETACH: 2, NOFOLLOW: 8 } as const;
+export const cloneFlags = {
+  FS: 0x200,
+  NEWNS: 0x20000,
+  NEWCGROUP: 0x02000000,
+  NEWUTS: 0x04000000,
+  NEWIPC: 0x08000000,
+  NEWUSER: 0x10000000,
+  NEWPID: 0x20000000,
+  NEWNET: 0x40000000,
+} as const;
+
+const errorNames = new Map(
+  Object.entries(koffi.os.errno as Record<string, number>).map(([name, number]) => [number, name]),
+);
+
+/** A path whose name is not UTF-8 comes as bytes (without a NUL), as `node:fs` takes it too. */
+export type SyscallPath = string | Buffer;
+
+function terminated(path: SyscallPath): SyscallPath {
+  return typeof path === 'string' ? path : Buffer.concat([path, Buffer.alloc(1)]);
+}
+
+/** `details.errno` is the symbolic name (`EBUSY`). */
+function check(result: number, what: string): number {
+  if (result !== -1) return result;
+  const errno = koffi.errno();
+  const name = errorNames.get(errno) ?? `errno ${errno}`;
+  throw new KeelsonError('SYSCALL_FAILED', `${what}: ${name}`, { details: { errno: name } });
+}
+
+/** mount(2). `flags` from `mountFlags`; `data` is the file system's own option string. */
+export function mount(
+  source: string | null,
+  target: string,
+  type: string | null,
+  flags: number,
+  data: string | null = null,
+): void {
+  check(c.mount(source, target, type, flags, data), `mount ${type ?? source ?? ''} on ${target}`);
+}
+
+/** umount2(2). Returns false where nothing was mounted at `target` (EINVAL) or `target` is gone (ENOENT). */
+export function unmount(target: string, flags: number = umountFlags.NOFOLLOW): boolean {
+  if (c.umount2(target, flags) === 0) return true;
+  const name = errorNames.get(koffi.errno());
+  if (name === 'EINVAL' || name === 'ENOENT') return false;
+  throw new KeelsonError('SYSCALL_FAILED', `unmount ${target}: ${name}`, { details: { errno: name } });
+}
+
+/** unshare(2), of the calling thread. */
+export function unshare(flags: number): void {
+  check(c.unshare(flags), 'unshare');
+}
+
+/** setns(2), of the calling thread; `type` 0 takes any namespace. */
+export function setns(fd: number, type = 0): void {
+  check(c.setns(fd, type), 'setns');
+}
+
+/** sethostname(2), in the UTS namespace of the calling thread. At most 64 bytes. */
+export function setHostname(name: string): void {
+  check(c.sethostname(name, Buffer.byteLength(name)), `set hostname ${name}`);
+}
+
+/** mknod(2). `mode` carries the file type bits. `major`/`minor` are packed as glibc's makedev does. */
+export function mknod(path: SyscallPath, mode: number, major: number, minor: number): void {
+  const dev =
+    (BigInt(major & 0xfff) << 8n) |
+    (BigInt(major & ~0xfff) << 32n) |
+    BigInt(minor & 0xff) |
+    (BigInt(minor & ~0xff) << 12n);
+  check(c.mknod(terminated(path), mode, dev), `mknod ${path}`);
+}
+
+export function mkfifo(path: SyscallPath, mode: number): void {
+  check(c.mkfifo(terminated(path), mode), `mkfifo ${path}`);
+}
+
+/** lsetxattr(2): does not follow a link at `path`. */
+export function setXattr(path: SyscallPath, name: string, value: Buffer): void {
+  check(c.lsetxattr(terminated(path), name, value, value.length, 0), `set ${name} on ${path}`);
+}
+
+/** lgetxattr(2): the value, or undefined where the attribute (or the file system's support) is absent. */
+export function getXattr(path: string, name: string): Buffer | undefined {
+  const value = Buffer.alloc(65536);
+  const size = Number(c.lgetxattr(path, name, value, value.length));
+  if (size >= 0) return Buffer.from(value.subarray(0, size));
+  const errno = errorNames.get(koffi.errno());
+  if (errno === 'ENODATA' || errno === 'ENOTSUP' || errno === 'EOPNOTSUPP') return undefined;
+  throw new KeelsonError('SYSCALL_FAILED', `get ${name} of ${path}: ${errno}`, { details: { errno } });
+}
+
+/** syncfs(2) on the file system that holds `fd`, on a thread of the pool: it may take seconds. */
+export function syncFilesystem(fd: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    c.syncfs.async(fd, (error: Error | null, result: number) => {
+      if (error === null && result === 0) return resolve();
+      // errno is not handed over from the pool thread, so the call cannot say which error it was.
+      reject(new KeelsonError('SYSCALL_FAILED', 'syncfs failed', { cause: error ?? undefined }));
+    });
+  });
+}
+
+/** chroot(2). Affects only the calling thread where it has unshared `cloneFlags.FS` before. */
+export function chroot(path: string): void {
+  check(c.chroot(path), `chroot ${path}`);
+}
+
+/** fchdir(2). Affects only the calling thread where it has unshared `cloneFlags.FS` before. */
+export function fchdir(fd: number): void {
+  check(c.fchdir(fd), 'fchdir');
+}
+
+/** An exclusive flock(2) on `fd`, without waiting; false when somebody else holds it. */
+export function tryLock(fd: number): boolean {
+  const LOCK_EX = 2;
+  const LOCK_NB = 4;
+  if (c.flock(fd, LOCK_EX | LOCK_NB) === 0) return true;
+  const name = errorNames.get(koffi.errno());
+  if (name === 'EWOULDBLOCK' || name === 'EAGAIN') return false;
+  throw new KeelsonError('SYSCALL_FAILED', `flock: ${name}`, { details: { errno: name } });
+}
+
+/** utimensat(2) without following links. Times in nanoseconds since the epoch. */
+export function setTimes(path: SyscallPath, accessNs: bigint, modifyNs: bigint): void {
+  const AT_FDCWD = -100;
+  const AT_SYMLINK_NOFOLLOW = 0x100;
+  const split = (ns: bigint): [bigint, bigint] => {
+    const rest = ((ns % 1_000_000_000n) + 1_000_000_000n) % 1_000_000_000n;
+    return [(ns - rest) / 1_000_000_000n, rest];
+  };
+  const times = BigInt64Array.from([...split(accessNs), ...split(modifyNs)]);
+  check(c.utimensat(AT_FDCWD, terminated(path), times, AT_SYMLINK_NOFOLLOW), `set times of ${path}`);
+}
+
+/** Brings `name` up in the network namespace of the calling thread (netdevice(7), SIOCSIFFLAGS). */
+export function linkUp(name: string): void {
+  const AF_INET = 2;
+  const SOCK_DGRAM_CLOEXEC = 2 | 0o2000000;
+  const SIOCGIFFLAGS = 0x8913;
+  const SIOCSIFFLAGS = 0x8914;
+  const IFF_UP = 1;
+  const fd = check(c.socket(AF_INET, SOCK_DGRAM_CLOEXEC, 0), 'socket');
+  try {
+    const request = Buffer.alloc(40);
+    request.write(name, 0, 15, 'latin1');
+    check(c.ioctl(fd, SIOCGIFFLAGS, request), `read flags of ${name}`);
+    request.writeInt16LE(request.readInt16LE(16) | IFF_UP, 16);
+    check(c.ioctl(fd, SIOCSIFFLAGS, request), `bring ${name} up`);
+  } finally {
+    c.close(fd);
+  }
+}
+
+/** madvise(2) with MADV_DONTNEED: the pages are given back, and read from their file again when they are touched. */
+export function dropPages(address: bigint, length: bigint): void {
+  const MADV_DONTNEED = 4;
+  check(c.madvise(address, length, MADV_DONTNEED), 'madvise');
+}
+
+/** malloc_trim(3): what the C heap holds free goes back to the system, in all its arenas. */
+export function trimHeap(): void {
+  c.mallocTrim(0);
+}
+
+/** A pipe, [read end, write end], both closed on exec. */
+export function makePipe(): [number, number] {
+  const O_CLOEXEC = 0o2000000;
+  const ends = new Int32Array(2);
+  check(c.pipe2(ends, O_CLOEXEC), 'pipe');
+  return [ends[0]!, ends[1]!];
+}
+
+/** close(2); for descriptors that are not Node's. */
+export function closeDescriptor(fd: number): void {
+  c.close(fd);
+}
+
+/** A descriptor of ours, or the path of a file that is opened for reading. */
+export type SpawnDescriptor = number | string;
+
+/**
+ * posix_spawnp(3): `program` by the PATH of this process, with `descriptors` as 0, 1, …, no signal blocked and none
+ * ignored. Returns the pid; the caller reaps it.
+ */
+export function spawnProcess(
+  program: string,
+  argv: readonly string[],
+  options: {
+    readonly env: readonly string[];
+    readonly cwd?: string;
+    readonly descriptors: readonly SpawnDescriptor[];
+    /** A session of its own (setsid). */
+    readonly session: boolean;
+  },
+): number {
+  const SETSIGDEF = 0x04;
+  const SETSIGMASK = 0x08;
+  const SETSID = 0x80;
+  // posix_spawnattr_t has 336 bytes and posix_spawn_file_actions_t 80 in glibc; musl's are smaller.
+  const attributes = Buffer.alloc(1024);
+  const actions = Buffer.alloc(512);
+  c.posix_spawnattr_init(attributes);
+  c.posix_spawn_file_actions_init(actions);
+  try {
+    const signals = Buffer.alloc(128);
+    c.posix_spawnattr_setsigmask(attributes, signals);
+    c.posix_spawnattr_setsigdefault(attributes, signals.fill(0xff));
+    c.posix_spawnattr_setflags(attributes, SETSIGDEF | SETSIGMASK | (options.session ? SETSID : 0));
+    options.descriptors.forEach((from, to) => {
+      if (typeof from === 'number') c.posix_spawn_file_actions_adddup2(actions, from, to);
+      else c.posix_spawn_file_actions_addopen(actions, to, from, 0, 0);
+    });
+    if (options.cwd !== undefined) c.posix_spawn_file_actions_addchdir_np(actions, options.cwd);
+    const pid = [0];
+    const errno = c.posix_spawnp(pid, program, actions, attributes, [...argv, null], [...options.env, null]);
+    if (errno === 0) return pid[0]!;
+    const name = errorNames.get(errno) ?? `errno ${errno}`;
+    throw new KeelsonError('SYSCALL_FAILED', `start ${program}: ${name}`, { details: { errno: name } });
+  } finally {
+    c.posix_spawn_file_actions_destroy(actions);
+    c.posix_spawnattr_destroy(attributes);
+  }
+}
+
+/** waitpid(2) without waiting: the wait status of an ended child, undefined while it runs. */
+export function reap(pid: number): number | undefined {
+  const WNOHANG = 1;
+  const status = [0];
+  const result = c.waitpid(pid, status, WNOHANG);
+  if (result === 0) return undefined;
+  return check(result, `wait for ${pid}`) === pid ? status[0] : undefined;
+}

@@ -1,0 +1,178 @@
+/** From the wanted container to a created one: everything that lies in its bundle. */
+import { mkdir, open, realpath, stat, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import type { ImageForContainer } from '../../images/service.ts';
+import type { ContainerConfig, Mount } from '../api.ts';
+import type { Context } from '../context.ts';
+import { slicePath } from '../host/cgroups.ts';
+import { abortError, errnoOf, KeelsonError } from '../host/errors.ts';
+import { makeImageVolumes, mountRootfs } from '../rootfs.ts';
+import { wantedNamespaces } from '../sandbox_config.ts';
+import { pinPaths } from '../sandbox_namespaces.ts';
+import type { SandboxRecord } from '../state.ts';
+import { type Monitored, startMonitor } from './conmon.ts';
+import { hostDevices, wantedDevices } from './devices.ts';
+import { planMounts, readMounts, type SandboxFiles } from './mounts.ts';
+import { containerCgroup, containerSpec, type JoinedNamespaces } from './spec.ts';
+import { type ResolvedUser, readAccounts, resolveUser } from './user.ts';
+
+/** Absolute path of a container's log; undefined where the sandbox wants none. Pure. */
+export function logPathOf(
+  sandbox: SandboxRecord,
+  config: Pick<ContainerConfig, 'logPath'>,
+): string | undefined {
+  const { logDirectory } = sandbox.config;
+  return logDirectory === '' || config.logPath === '' ? undefined : join(logDirectory, config.logPath);
+}
+
+/**
+ * Makes the bundle (mounted root file system, config.json, log) and lets conmon create the container in it. The row is
+ * there before; undoing after a failure is the caller's. Throws what `containerSpec` and `startMonitor` throw.
+ */
+export async function createInBundle(
+  context: Context,
+  sandbox: SandboxRecord,
+  id: string,
+  config: ContainerConfig,
+  image: ImageForContainer,
+  signal: AbortSignal,
+): Promise<Monitored & { readonly user: ResolvedUser }> {
+  const { folders, programs, host } = context;
+  const places = folders.container(id);
+  const { security } = config.linux;
+  const privileged = security.privileged ?? false;
+  const logPath = logPathOf(sandbox, config);
+  const [wanted, devices] = await allSettled([
+    Promise.all(config.mounts.map(prepareSource)),
+    privileged ? hostDevices() : wantedDevices(config.devices ?? []),
+    mountRootfs(places, image.layers),
+    logPath === undefined ? undefined : makeLog(logPath),
+  ]);
+  const accounts = await readAccounts(places.rootfs);
+  if (image.config.Volumes.length > 0) await makeImageVolumes(places.rootfs, image.config.Volumes);
+  const user = resolveUser(
+    { ...security, policy: security.supplementalGroupsPolicy, imageUser: image.config.User },
+    accounts,
+  );
+  const { metadata } = sandbox.config;
+  const driver = context.cgroupDriver;
+  const spec = containerSpec({
+    sandbox: {
+      id: sandbox.id,
+      name: metadata.name,
+      namespace: metadata.namespace,
+      uid: metadata.uid,
+      hostname: wantedNamespaces(sandbox.config).hostname ?? context.hostname,
+    },
+    config,
+    image: image.config,
+    user,
+    rootfs: places.rootfs,
+    cgroupsPath: containerCgroup(driver, sandbox.config.linux.cgroupParent, id, slicePath).cgroupsPath,
+    namespaces: joinedNamespaces(context, sandbox, config),
+    mountPlan: planMounts({
+      wanted,
+      files: sandboxFiles(context, sandbox),
+      privileged,
+      readonlyRootfs: security.readonlyRootfs ?? false,
+      hostMounts: wanted.some(({ propagation }) => propagation !== 'private') ? readMounts() : [],
+    }),
+    devices,
+    host,
+  });
+  await writeFile(join(places.bundle, 'config.json'), JSON.stringify(spec), { mode: 0o600 });
+  const monitored = await startMonitor(
+    programs.conmon(),
+    {
+      id,
+      name: config.metadata.name,
+      bundle: places.bundle,
+      exitDir: folders.exits,
+      temporaryDir: folders.runDir,
+      logPath,
+      tty: config.tty ?? false,
+      stdin: config.stdin ?? false,
+      stdinOnce: config.stdinOnce ?? false,
+      systemdCgroup: driver === 'systemd',
+      runtime: programs.runtimeFor(sandbox.handler),
+    },
+    signal,
+  );
+  if (signal.aborted) throw abortError(signal, 'creating the container');
+  return { ...monitored, user };
+}
+
+/** Throws CONTAINER_CONFIG_INVALID for a PID namespace that is not there. */
+function joinedNamespaces(
+  { state, folders }: Context,
+  sandbox: SandboxRecord,
+  config: ContainerConfig,
+): JoinedNamespaces {
+  const folder = folders.sandbox(sandbox.id);
+  const pins = pinPaths(folder, wantedNamespaces(sandbox.config));
+  const { pid, targetId } = config.linux.security.namespaces;
+  if (pid === 'node') return { ...pins, pid: 'host' };
+  if (pid === 'container') return { ...pins, pid: 'own' };
+  if (pid === 'pod') {
+    if (sandbox.init !== undefined) return { ...pins, pid: { path: join(folder, 'pid') } };
+    throw new KeelsonError(
+      'CONTAINER_CONFIG_INVALID',
+      'the container wants the PID namespace of its pod, but the pod was made without one',
+    );
+  }
+  const target = state.containers.get(targetId ?? '');
+  if (target?.sandboxId !== sandbox.id || target.state !== 'running' || target.init === undefined) {
+    throw new KeelsonError(
+      'CONTAINER_CONFIG_INVALID',
+      `target container ${targetId} does not run in this pod`,
+    );
+  }
+  return { ...pins, pid: { path: `/proc/${target.init.pid}/ns/pid` } };
+}
+
+function sandboxFiles({ folders }: Context, sandbox: SandboxRecord): SandboxFiles {
+  const folder = folders.sandbox(sandbox.id);
+  return {
+    resolvConf: join(folder, 'resolv.conf'),
+    hostname: join(folder, 'hostname'),
+    shm: wantedNamespaces(sandbox.config).ipc ? join(folder, 'shm') : '/dev/shm',
+  };
+}
+
+/**
+ * The host side of a mount as runc needs it: there, and without links where the mount under it matters. What is not
+ * there becomes a folder, as in containerd and Docker.
+ */
+async function prepareSource(mount: Mount): Promise<Mount> {
+  const { hostPath } = mount;
+  if (!hostPath.startsWith('/') || hostPath.includes('\0')) return mount;
+  try {
+    await stat(hostPath);
+  } catch (error) {
+    if (errnoOf(error) !== 'ENOENT') throw missingSource(hostPath, error);
+    await mkdir(hostPath, { recursive: true, mode: 0o755 }).catch((reason: unknown) => {
+      throw missingSource(hostPath, reason);
+    });
+  }
+  return mount.propagation === 'private' ? mount : { ...mount, hostPath: await realpath(hostPath) };
+}
+
+function missingSource(path: string, cause: unknown): KeelsonError {
+  return new KeelsonError(
+    'CONTAINER_CREATE_FAILED',
+    `${path} cannot be mounted: it is not there and cannot be made (${errnoOf(cause) ?? String(cause)})`,
+    { cause },
+  );
+}
+
+/** Promise.all, but nothing goes on behind the back of the one who undoes after a failure. */
+async function allSettled<T extends readonly unknown[]>(work: T) {
+  await Promise.allSettled(work);
+  return Promise.all(work);
+}
+
+/** An empty log that the group may read; conmon alone would make it for root only. */
+async function makeLog(path: string): Promise<void> {
+  await mkdir(dirname(path), { recursive: true, mode: 0o755 });
+  await (await open(path, 'a', 0o640)).close();
+}

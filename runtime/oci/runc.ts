@@ -1,0 +1,172 @@
+/** The OCI runtime's command line: runc, or what a handler names instead (crun and others speak the same). */
+import { randomBytes } from 'node:crypto';
+import { readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { ExecSyncResult } from '../api.ts';
+import { describe, isError, KeelsonError } from '../host/errors.ts';
+import { type ExecResult, exec } from '../host/exec.ts';
+import { identify, readPidFile, signalProcess } from '../processes.ts';
+
+export interface OciRuntime {
+  /** Absolute path of the program. */
+  readonly path: string;
+  /** The options before the verb that conmon must pass on, too. */
+  readonly globalArgs: readonly string[];
+  /** Lets the created container's process go. Throws CONTAINER_START_FAILED. */
+  start(id: string, signal?: AbortSignal): Promise<void>;
+  /** Makes and starts without a monitor; the process gets no standard streams. Throws SANDBOX_CREATE_FAILED. */
+  runDetached(id: string, bundle: string, pidFile: string, signal?: AbortSignal): Promise<void>;
+  /** `created`, `running`, `stopped`…; undefined where the runtime does not know `id`. */
+  state(id: string): Promise<string | undefined>;
+  /** Removes what the runtime keeps of `id`, and its cgroup; kills what runs. No error where there is nothing. */
+  remove(id: string): Promise<void>;
+  /**
+   * Runs `command` in the container to its end. Output past 16 MiB a stream is thrown away.
+   * Throws EXEC_FAILED where it cannot be started, DEADLINE_EXCEEDED, ABORTED.
+   */
+  exec(options: {
+    readonly id: string;
+    readonly bundle: string;
+    readonly command: readonly string[];
+    /** 0: none. */
+    readonly timeoutMs: number;
+    readonly signal?: AbortSignal;
+  }): Promise<ExecSyncResult>;
+}
+
+const callDeadlineMs = 60_000;
+const longestExecMs = 2 ** 31 - 1;
+const execOutput = 16 << 20;
+
+export function makeOciRuntime(options: {
+  readonly path: string;
+  readonly root: string;
+  readonly systemdCgroup: boolean;
+}): OciRuntime {
+  const { path, root, systemdCgroup } = options;
+  const globalArgs = [`--root=${root}`];
+  const withDriver = systemdCgroup ? [...globalArgs, '--systemd-cgroup'] : globalArgs;
+  const call = (args: readonly string[], signal?: AbortSignal): Promise<ExecResult> =>
+    exec(path, [...withDriver, ...args], { deadlineMs: callDeadlineMs, signal });
+  return {
+    path,
+    globalArgs,
+    async start(id, signal) {
+      try {
+        await call(['start', id], signal);
+      } catch (error) {
+        if (isError(error, 'ABORTED', 'DEADLINE_EXCEEDED')) throw error;
+        throw new KeelsonError(
+          'CONTAINER_START_FAILED',
+          `cannot start the container: ${runtimeWords(error)}`,
+          {
+            cause: error,
+          },
+        );
+      }
+    },
+    async runDetached(id, bundle, pidFile, signal) {
+      const log = join(bundle, 'runtime.log');
+      const args = [...withDriver, `--log=${log}`, '--log-format=json', 'run', '--detach'];
+      try {
+        // The process keeps the standard streams of `run`: they must not be pipes that somebody reads to the end.
+        await exec(
+          '/bin/sh',
+          [
+            ...['-c', 'exec "$@" >/dev/null 2>&1', 'sh', path, ...args],
+            ...[`--bundle=${bundle}`, `--pid-file=${pidFile}`, id],
+          ],
+          { deadlineMs: callDeadlineMs, signal, cwd: bundle },
+        );
+      } catch (error) {
+        if (isError(error, 'ABORTED', 'DEADLINE_EXCEEDED')) throw error;
+        const said = lastError(await readText(log)) ?? describe(error);
+        throw new KeelsonError('SANDBOX_CREATE_FAILED', `cannot start ${id}: ${said}`, { cause: error });
+      }
+    },
+    async state(id) {
+      const result = await exec(path, [...withDriver, 'state', id], {
+        deadlineMs: callDeadlineMs,
+        okCodes: 'any',
+      });
+      if (result.code !== 0) return undefined;
+      return /"status":\s*"(\w+)"/.exec(result.stdout.toString('utf8'))?.[1];
+    },
+    async remove(id) {
+      await call(['delete', '--force', id]);
+    },
+    async exec({ id, bundle, command, timeoutMs, signal }) {
+      const files = join(bundle, `exec-${randomBytes(6).toString('hex')}`);
+      const pidFile = `${files}.pid`;
+      const log = `${files}.log`;
+      const cancel = new AbortController();
+      const killInside = () => {
+        const pid = readPidFile(pidFile);
+        const inside = pid === undefined ? undefined : identify(pid);
+        if (inside !== undefined) signalProcess(inside, 'SIGKILL');
+        cancel.abort();
+      };
+      const timer = timeoutMs > 0 ? setTimeout(killInside, Math.min(timeoutMs, longestExecMs)) : undefined;
+      signal?.addEventListener('abort', killInside, { once: true });
+      try {
+        const args = [`--log=${log}`, '--log-format=json', 'exec', `--pid-file=${pidFile}`, id, ...command];
+        const result = await exec(path, [...withDriver, ...args], {
+          deadlineMs: longestExecMs,
+          // TERM, which the runtime hands on: killed at once it could not say any more whom it has just started.
+          killAfterMs: 1000,
+          maxOutput: execOutput,
+          onOverflow: 'discard',
+          okCodes: 'any',
+          signal: signal === undefined ? cancel.signal : AbortSignal.any([signal, cancel.signal]),
+        });
+        const complaint = result.code === 0 ? undefined : lastError(await readText(log));
+        if (complaint !== undefined) {
+          throw new KeelsonError('EXEC_FAILED', `cannot run ${command[0]} in the container: ${complaint}`);
+        }
+        return {
+          stdout: result.stdout,
+          stderr: Buffer.from(result.stderr, 'utf8'),
+          exitCode: result.code,
+        };
+      } catch (error) {
+        if (!cancel.signal.aborted || signal?.aborted) throw error;
+        throw new KeelsonError(
+          'DEADLINE_EXCEEDED',
+          `${command[0]} did not end within ${timeoutMs} ms and was killed`,
+        );
+      } finally {
+        clearTimeout(timer);
+        signal?.removeEventListener('abort', killInside);
+        // It may have been started, and the file written, only after the first look.
+        if (cancel.signal.aborted) killInside();
+        await Promise.all([rm(pidFile, { force: true }), rm(log, { force: true })]);
+      }
+    },
+  };
+}
+
+async function readText(path: string): Promise<string> {
+  return readFile(path, 'utf8').catch(() => '');
+}
+
+/** The last error in a log of JSON lines as runc writes it; undefined where there is none. Pure. */
+export function lastError(log: string): string | undefined {
+  for (const line of log.split('\n').reverse()) {
+    try {
+      const entry: unknown = JSON.parse(line);
+      if (typeof entry === 'object' && entry !== null && 'level' in entry && 'msg' in entry) {
+        if (entry.level === 'error' || entry.level === 'fatal') return String(entry.msg).trim();
+      }
+    } catch {
+      // Not a line of the log's own.
+    }
+  }
+  return undefined;
+}
+
+/** What the runtime said, without logrus' decoration: `time="…" level=error msg="…"`. */
+function runtimeWords(error: unknown): string {
+  const said = isError(error, 'EXEC_FAILED') ? String(error.details['stderr'] ?? '') : '';
+  const message = /level=(?:error|fatal) msg="((?:[^"\\]|\\.)*)"/.exec(said)?.[1]?.replaceAll('\\"', '"');
+  return message ?? (said.trim() || describe(error));
+}

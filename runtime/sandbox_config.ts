@@ -1,0 +1,99 @@
+/** What a sandbox's configuration means: namespaces, resolv.conf, network attachment. */
+import { hostname as hostHostname } from 'node:os';
+import type { Attachment } from '../cni/network.ts';
+import type { DnsConfig, PodSandboxConfig } from './api.ts';
+import { cleanCgroupPath } from './host/cgroups.ts';
+import { KeelsonError } from './host/errors.ts';
+import type { WantedNamespaces } from './sandbox_namespaces.ts';
+import type { SandboxRecord } from './state.ts';
+
+/** Which namespaces a sandbox has of its own. Without a hostname it gets the node's. */
+export function wantedNamespaces(config: PodSandboxConfig): WantedNamespaces {
+  const { namespaces } = config.linux.security;
+  const network = namespaces.network === 'pod';
+  return {
+    network,
+    ipc: namespaces.ipc === 'pod',
+    // The node's network goes with the node's name, as in containerd.
+    hostname: network ? config.hostname || hostHostname() : undefined,
+    sysctls: config.linux.sysctls,
+  };
+}
+
+/** resolv.conf(5) of a sandbox. Pure. */
+export function resolvConf(dns: DnsConfig): string {
+  const lines: string[] = [];
+  if (dns.searches.length > 0) lines.push(`search ${dns.searches.join(' ')}`);
+  for (const server of dns.servers) lines.push(`nameserver ${server}`);
+  if (dns.options.length > 0) lines.push(`options ${dns.options.join(' ')}`);
+  return lines.map((line) => `${line}\n`).join('');
+}
+
+export function attachmentOf({ id, config }: SandboxRecord): Omit<Attachment, 'netns'> {
+  const { metadata, dns, annotations } = config;
+  const rate = (name: string) => bitsPerSecond(annotations[`kubernetes.io/${name}-bandwidth`]);
+  const ingressRate = rate('ingress');
+  const egressRate = rate('egress');
+  // The kernel's bucket must hold something: as much as plugins take, about 2 GiB.
+  const burst = 2 ** 31 - 1;
+  return {
+    containerId: id,
+    ifName: 'eth0',
+    args: { podName: metadata.name, podNamespace: metadata.namespace, podUid: metadata.uid },
+    capabilities: {
+      portMappings: config.portMappings
+        .filter(({ hostPort }) => hostPort)
+        .map(({ hostPort, containerPort, protocol, hostIp }) => ({
+          hostPort: hostPort!,
+          containerPort,
+          protocol: protocol.toLowerCase() as 'tcp' | 'udp' | 'sctp',
+          hostIP: hostIp || undefined,
+        })),
+      dns: dns && { servers: dns.servers, searches: dns.searches, options: dns.options },
+      bandwidth:
+        ingressRate === undefined && egressRate === undefined
+          ? undefined
+          : {
+              ingressRate,
+              ingressBurst: ingressRate && burst,
+              egressRate,
+              egressBurst: egressRate && burst,
+            },
+      cgroupPath: config.linux.cgroupParent || undefined,
+    },
+  };
+}
+
+/** A Kubernetes quantity such as `10M`, as the bandwidth annotations hold it; undefined where it is none. Pure. */
+export function bitsPerSecond(quantity: string | undefined): number | undefined {
+  const match = /^(\d+(?:\.\d+)?)([kKMGT]i?)?$/.exec(quantity ?? '');
+  if (match === null) return undefined;
+  const [, digits, unit = ''] = match;
+  const power = ['', 'k', 'm', 'g', 't'].indexOf(unit.slice(0, 1).toLowerCase());
+  return Math.round(Number(digits) * (unit.endsWith('i') ? 1024 : 1000) ** power);
+}
+
+/** Pure. Throws INVALID_ARGUMENT. */
+export function checkSandboxConfig(config: PodSandboxConfig, driver: 'cgroupfs' | 'systemd'): void {
+  const { metadata, dns, hostname, logDirectory, linux } = config;
+  const invalid = (message: string) => new KeelsonError('INVALID_ARGUMENT', `pod sandbox: ${message}`);
+  for (const field of ['name', 'uid', 'namespace'] as const) {
+    if (metadata[field] === '' || metadata[field].includes('\0'))
+      throw invalid(`metadata.${field} is missing`);
+  }
+  if (!/^[a-zA-Z0-9_.-]{0,64}$/.test(hostname)) throw invalid(`${JSON.stringify(hostname)} is no host name`);
+  if (logDirectory !== '' && (!logDirectory.startsWith('/') || /(^|\/)\.\.(\/|$)|\0/.test(logDirectory))) {
+    throw invalid(`logDirectory ${JSON.stringify(logDirectory)} is not an absolute path`);
+  }
+  // conmon takes what follows a colon for something else, and would log to another file.
+  if (logDirectory.includes(':')) {
+    throw invalid(`logDirectory ${JSON.stringify(logDirectory)} contains a colon`);
+  }
+  if (driver === 'cgroupfs' && linux.cgroupParent !== '') cleanCgroupPath(linux.cgroupParent);
+  if (driver === 'systemd' && !/^[\w/.:@\\-]*$/.test(linux.cgroupParent)) {
+    throw invalid(`cgroupParent ${JSON.stringify(linux.cgroupParent)} is not a slice`);
+  }
+  for (const word of [...(dns?.servers ?? []), ...(dns?.searches ?? []), ...(dns?.options ?? [])]) {
+    if (!/^[^\s\0]+$/.test(word)) throw invalid(`dns: ${JSON.stringify(word)} is not one word`);
+  }
+}

@@ -1,0 +1,575 @@
+/** The API over real TLS, with certificates of an authority that the test makes with OpenSSL. */
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import type { X509Certificate } from 'node:crypto';
+import {
+  appendFileSync,
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import type { IncomingMessage } from 'node:http';
+import { request as httpRequest } from 'node:http';
+import { Agent, type RequestOptions, request } from 'node:https';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { startHealthz } from '../../../agent/api/healthz.ts';
+import { containerForLogs } from '../../../agent/api/log-container.ts';
+import { type NodeApiOptions, startNodeApi } from '../../../agent/api/server.ts';
+import type { Pod } from '../../../agent/apiserver/types.ts';
+import { systemClock } from '../../../runtime/host/clock.ts';
+import { isError } from '../../../runtime/host/errors.ts';
+import { makeLogger } from '../../../runtime/host/log.ts';
+import { type Review, reviewClient } from './reviews.ts';
+
+const line = (content: string) => `2026-10-06T00:00:00.000000001Z stdout F ${content}\n`;
+const openssl = (...args: string[]) => execFileSync('openssl', args, { stdio: ['ignore', 'pipe', 'ignore'] });
+
+function authority(folder: string, name: string) {
+  const key = join(folder, `${name}-ca.key`);
+  const cert = join(folder, `${name}-ca.crt`);
+  openssl(
+    'req',
+    '-x509',
+    '-newkey',
+    'ec',
+    '-pkeyopt',
+    'ec_paramgen_curve:P-256',
+    '-nodes',
+    '-keyout',
+    key,
+    '-out',
+    cert,
+    '-subj',
+    `/CN=${name}`,
+    '-days',
+    '2',
+  );
+  return {
+    cert,
+    issue(subject: string, usage = 'clientAuth', days = '1') {
+      const base = join(folder, `${name}-${Math.random().toString(36).slice(2)}`);
+      openssl(
+        'req',
+        '-newkey',
+        'ec',
+        '-pkeyopt',
+        'ec_paramgen_curve:P-256',
+        '-nodes',
+        '-keyout',
+        `${base}.key`,
+        '-out',
+        `${base}.csr`,
+        '-subj',
+        subject,
+      );
+      writeFileSync(`${base}.ext`, `extendedKeyUsage=${usage}\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n`);
+      openssl(
+        'x509',
+        '-req',
+        '-in',
+        `${base}.csr`,
+        '-CA',
+        cert,
+        '-CAkey',
+        key,
+        '-CAcreateserial',
+        '-out',
+        `${base}.crt`,
+        '-days',
+        days,
+        '-extfile',
+        `${base}.ext`,
+      );
+      return {
+        certFile: `${base}.crt`,
+        keyFile: `${base}.key`,
+        cert: readFileSync(`${base}.crt`),
+        key: readFileSync(`${base}.key`),
+      };
+    },
+  };
+}
+
+const folder = mkdtempSync(join(tmpdir(), 'keelson-test-api-'));
+process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+const good = authority(folder, 'good');
+const bad = authority(folder, 'bad');
+const apiserver = good.issue('/O=system:masters/O=ops/CN=kube-apiserver');
+
+async function api(
+  t: TestContext,
+  change: Partial<NodeApiOptions> = {},
+  answer?: (review: Review) => object,
+) {
+  const root = mkdtempSync(join(folder, 'node-'));
+  const logPath = join(root, '0.log');
+  writeFileSync(logPath, '');
+  const { client, asked } = reviewClient(answer ?? (() => ({ allowed: true })));
+  const state = { running: true, exits: new Set<() => void>(), ok: true };
+  const pod = {
+    metadata: { name: 'web', namespace: 'shop', uid: 'u1' },
+    spec: { containers: [{ name: 'app' }, { name: 'new' }] },
+    status: {
+      containerStatuses: [
+        { name: 'app', state: { running: {} }, containerID: 'keelson://c1' },
+        { name: 'new', state: { waiting: { reason: 'ContainerCreating' } } },
+      ],
+    },
+  } as unknown as Pod;
+  const server = await startNodeApi({
+    address: '127.0.0.1',
+    port: 0,
+    tls: { selfSignedFolder: join(root, 'pki'), names: ['edge-1', 'localhost'], ips: ['127.0.0.1'] },
+    clientCaFile: good.cert,
+    authentication: { anonymous: false, webhook: true },
+    authorization: { mode: 'Webhook' },
+    client,
+    nodeName: 'edge-1',
+    log: makeLogger('silent'),
+    clock: systemClock,
+    pods: () => [pod],
+    container(namespace, name, container, previous) {
+      containerForLogs(namespace === 'shop' && name === 'web' ? pod : undefined, name, container, previous);
+      return {
+        logPath,
+        running: () => state.running,
+        onExit(listener) {
+          state.exits.add(listener);
+          return () => state.exits.delete(listener);
+        },
+      };
+    },
+    healthy: () => ({ ok: state.ok, message: 'no runtime' }),
+    ...change,
+  });
+  t.after(() => server.close());
+  /** Sends a request; resolves with the headers. */
+  const send = (path: string, options: RequestOptions = {}): Promise<IncomingMessage> =>
+    new Promise((resolve, reject) => {
+      const sent = request(
+        {
+          host: '127.0.0.1',
+          port: server.port,
+          path,
+          agent: false,
+          rejectUnauthorized: false,
+          cert: apiserver.cert,
+          key: apiserver.key,
+          ...options,
+        },
+        resolve,
+      );
+      sent.on('error', reject);
+      sent.end();
+    });
+  const get = async (path: string, options: RequestOptions = {}) => {
+    const response = await send(path, options);
+    let body = '';
+    for await (const chunk of response) body += chunk;
+    return { status: response.statusCode, body, type: response.headers['content-type'] };
+  };
+  const exit = () => {
+    state.running = false;
+    for (const listener of state.exits) listener();
+  };
+  return { root, logPath, asked, state, server, send, get, exit };
+}
+
+const nobody = { cert: undefined, key: undefined };
+
+test('health, pods and unknown paths', async (t) => {
+  const { get, state } = await api(t);
+  assert.deepEqual(await get('/healthz'), { status: 200, body: 'ok', type: 'text/plain; charset=utf-8' });
+  assert.equal((await get('/healthz/ping')).body, 'ok');
+  assert.equal((await get('/healthz/nonsense')).status, 404);
+  state.ok = false;
+  assert.deepEqual(await get('/healthz/syncloop'), {
+    status: 500,
+    body: 'healthz check failed: no runtime\n',
+    type: 'text/plain; charset=utf-8',
+  });
+  assert.equal((await get('/healthz/ping')).status, 200);
+  const pods = await get('/pods');
+  assert.equal(pods.type, 'application/json');
+  const list = JSON.parse(pods.body);
+  assert.deepEqual(
+    [list.kind, list.apiVersion, list.items.length, list.items[0].metadata.name],
+    ['PodList', 'v1', 1, 'web'],
+  );
+  assert.equal((await get('/nothing')).status, 404);
+  assert.equal((await get('/a/../pods')).status, 400);
+  assert.equal((await get('/pods', { method: 'DELETE' })).status, 405);
+});
+
+test('a certificate of the configured authority makes a user with groups', async (t) => {
+  const { get, asked } = await api(t);
+  assert.equal((await get('/pods')).status, 200);
+  assert.deepEqual(
+    {
+      user: asked[0]!.spec.user,
+      groups: asked[0]!.spec.groups,
+      attributes: asked[0]!.spec.resourceAttributes,
+    },
+    {
+      user: 'kube-apiserver',
+      groups: ['system:masters', 'ops', 'system:authenticated'],
+      attributes: { verb: 'get', version: 'v1', resource: 'nodes', subresource: 'pods', name: 'edge-1' },
+    },
+  );
+});
+
+test("refused: nobody, another authority, a server's certificate, an expired one, one without a name", async (t) => {
+  const { get, asked } = await api(t, { authentication: { anonymous: true, webhook: true } });
+  const issued = {
+    foreign: bad.issue('/O=system:masters/CN=kube-apiserver'),
+    server: good.issue('/O=system:masters/CN=kube-apiserver', 'serverAuth'),
+    expired: good.issue('/O=system:masters/CN=kube-apiserver', 'clientAuth', '-1'),
+    nameless: good.issue('/O=system:masters'),
+  };
+  for (const [name, { cert, key }] of Object.entries(issued)) {
+    const { status, body } = await get('/pods', { cert, key });
+    assert.deepEqual([status, body], [401, 'Unauthorized'], name);
+  }
+  assert.equal(asked.length, 0, 'nobody was taken for a user');
+  assert.equal((await get('/pods', nobody)).status, 200);
+  assert.equal(asked[0]!.spec.user, 'system:anonymous');
+  const strict = await api(t);
+  assert.equal((await strict.get('/pods', nobody)).status, 401);
+});
+
+test('a bearer token is reviewed', async (t) => {
+  const { get, asked } = await api(t, {}, ({ spec }) =>
+    spec.token === undefined
+      ? { allowed: spec.user === 'prometheus' }
+      : { authenticated: spec.token === 'good', user: { username: 'prometheus' } },
+  );
+  const as = (token: string) => get('/pods', { ...nobody, headers: { authorization: `Bearer ${token}` } });
+  assert.equal((await as('good')).status, 200);
+  assert.equal((await as('bad')).status, 401);
+  assert.equal(asked.length, 3);
+});
+
+test("forbidden, and no answer from the apiserver, in kubelet's words", async (t) => {
+  const no = await api(t, {}, () => ({ allowed: false }));
+  assert.deepEqual(await no.get('/pods'), {
+    status: 403,
+    body: 'Forbidden (user=kube-apiserver, verb=get, resource=nodes, subresource(s)=[pods proxy])',
+    type: 'text/plain; charset=utf-8',
+  });
+  const down = await api(t, {}, () => {
+    throw new Error('connection refused');
+  });
+  const { status, body } = await down.get('/containerLogs/shop/web/app');
+  assert.equal(status, 500);
+  assert.match(
+    body,
+    /^Authorization error \(user=kube-apiserver, verb=get, resource=nodes, subresource=proxy\)$/,
+  );
+});
+
+test('a token that cannot be reviewed is refused, without a word on the apiserver', async (t) => {
+  const { get } = await api(t, {}, () => {
+    throw new Error('connect ECONNREFUSED 10.9.8.7:6443');
+  });
+  const { status, body } = await get('/pods', { ...nobody, headers: { authorization: 'Bearer x' } });
+  assert.equal(status, 401);
+  assert.equal(body, 'Unauthorized');
+});
+
+test('exec, attach, run and portForward are authorized as create and not implemented', async (t) => {
+  const { get, asked } = await api(t);
+  const upgrade = {
+    connection: 'Upgrade',
+    upgrade: 'websocket',
+    'sec-websocket-version': '13',
+    'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==',
+  };
+  for (const path of [
+    '/exec/shop/web/app?command=sh',
+    '/attach/shop/web/u1/app',
+    '/run/shop/web/app',
+    '/portForward/shop/web',
+  ]) {
+    for (const options of [{ method: 'POST' }, { method: 'GET', headers: upgrade }]) {
+      const { status, body } = await get(path, options);
+      assert.equal(status, 501, path);
+      assert.match(body, /is not implemented by this node/);
+    }
+  }
+  assert.deepEqual(
+    [
+      ...new Set(
+        asked.map(({ spec }) => `${spec.resourceAttributes!.verb} ${spec.resourceAttributes!.subresource}`),
+      ),
+    ],
+    ['create proxy'],
+  );
+  const refused = await api(t, {}, ({ spec }) => ({ allowed: spec.resourceAttributes!.verb === 'get' }));
+  assert.equal((await refused.get('/exec/shop/web/app', { headers: upgrade })).status, 403);
+});
+
+test('logs: whole, with options, and the words of what is wrong', async (t) => {
+  const { get, logPath } = await api(t);
+  writeFileSync(logPath, line('one') + line('two'));
+  const logs = '/containerLogs/shop/web';
+  assert.deepEqual(await get(`${logs}/app`), {
+    status: 200,
+    body: 'one\ntwo\n',
+    type: 'text/plain; charset=utf-8',
+  });
+  assert.equal(
+    (await get(`${logs}/app?tailLines=1&timestamps=true`)).body,
+    '2026-10-06T00:00:00.000000001Z two\n',
+  );
+  assert.equal((await get(`${logs}/app?sinceSeconds=1`)).body, '');
+  for (const [path, status, body] of [
+    [`${logs}/new`, 400, 'container "new" in pod "web" is waiting to start: ContainerCreating'],
+    [`${logs}/app?previous=true`, 400, 'previous terminated container "app" in pod "web" not found'],
+    [`${logs}/other`, 404, 'container "other" not found in pod "web"'],
+    ['/containerLogs/shop/gone/app', 404, 'pod "gone" does not exist'],
+    [`${logs}/app?tailLines=x`, 400, 'Unable to decode query: tailLines must be a whole number'],
+    [`${logs}/app?limitBytes=0`, 422, 'Invalid request: limitBytes must be at least 1'],
+  ] as const) {
+    const answer = await get(path);
+    assert.deepEqual([answer.status, answer.body], [status, body]);
+  }
+  assert.equal((await get(`${logs}/app`, { method: 'POST' })).status, 405);
+});
+
+test('follow: the headers come at once, lines as they are written, the end with the container', async (t) => {
+  const { send, logPath, exit } = await api(t);
+  const response = await send('/containerLogs/shop/web/app?follow=true');
+  assert.equal(response.statusCode, 200);
+  const chunks = response[Symbol.asyncIterator]();
+  for (const content of ['one', 'two']) {
+    appendFileSync(logPath, line(content));
+    assert.equal(String((await chunks.next()).value), `${content}\n`);
+  }
+  appendFileSync(logPath, line('last'));
+  exit();
+  assert.equal(String((await chunks.next()).value), 'last\n');
+  assert.equal((await chunks.next()).done, true);
+});
+
+/** Open files under the test's folder, and watches, of this process. */
+function held(): { files: number; watches: number } {
+  const files = readdirSync('/proc/self/fd').filter((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`).startsWith(folder);
+    } catch {
+      return false;
+    }
+  }).length;
+  return { files, watches: process.getActiveResourcesInfo().filter((name) => name === 'FSEventWrap').length };
+}
+
+/** Closing takes some turns of the event loop, on both sides. */
+async function settles(check: () => boolean): Promise<void> {
+  for (let turn = 0; turn < 2000 && !check(); turn++) await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.ok(check(), 'something is still held');
+}
+
+test('a thousand followers that go away leave nothing', async (t) => {
+  const { send, logPath, state } = await api(t);
+  writeFileSync(logPath, line('one'));
+  const before = held();
+  for (let batch = 0; batch < 20; batch++) {
+    await Promise.all(
+      Array.from({ length: 50 }, async (_, index) => {
+        const response = await send('/containerLogs/shop/web/app?follow=true');
+        if (index % 2 === 0) await response[Symbol.asyncIterator]().next();
+        response.destroy();
+      }),
+    );
+  }
+  await settles(() => state.exits.size === 0);
+  await settles(() => held().files === before.files && held().watches === before.watches);
+});
+
+test('a client that does not read stops the reading of the file', async (t) => {
+  const { send, logPath, exit } = await api(t);
+  const part = line('x'.repeat(1000)).repeat(1000);
+  for (let index = 0; index < 40; index++) appendFileSync(logPath, part);
+  const response = await send('/containerLogs/shop/web/app?follow=true');
+  for (let turn = 0; turn < 40; turn++) await new Promise((resolve) => setTimeout(resolve, 5));
+  // What is changed in the file now is seen by the client only if it was not read yet.
+  const file = openSync(logPath, 'r+');
+  const changed = line('y'.repeat(1000)).repeat(1000);
+  writeSync(file, changed, part.length * 39);
+  closeSync(file);
+  exit();
+  let bytes = 0;
+  let end = '';
+  for await (const chunk of response) {
+    bytes += chunk.length;
+    end = `${end}${chunk}`.slice(-1_001_000);
+  }
+  assert.equal(bytes, 40 * 1000 * 1001);
+  assert.equal(end, `${'y'.repeat(1000)}\n`.repeat(1000));
+});
+
+test('closing the API ends its streams', async (t) => {
+  const { send, server, state } = await api(t);
+  const response = await send('/containerLogs/shop/web/app?follow=true');
+  response.on('error', () => {});
+  await server.close();
+  await new Promise((resolve) => response.once('close', resolve));
+  await settles(() => state.exits.size === 0);
+});
+
+test('a self-signed certificate names the node, and is kept over a restart', async (t) => {
+  const first = await api(t);
+  const peer = (port: number) =>
+    new Promise<X509Certificate>((resolve, reject) => {
+      const sent = request(
+        { host: '127.0.0.1', port, path: '/healthz', agent: false, rejectUnauthorized: false },
+        (response) => {
+          response.resume();
+          resolve((response.socket as import('node:tls').TLSSocket).getPeerX509Certificate()!);
+        },
+      );
+      sent.on('error', reject);
+      sent.end();
+    });
+  const shown = await peer(first.server.port);
+  assert.equal(shown.checkHost('edge-1'), 'edge-1');
+  assert.ok(shown.checkIP('127.0.0.1'));
+  // It can be pinned.
+  assert.equal(
+    (await first.get('/healthz', { rejectUnauthorized: true, ca: shown.toString(), servername: 'localhost' }))
+      .status,
+    200,
+  );
+  const second = await api(t, {
+    tls: { selfSignedFolder: join(first.root, 'pki'), names: ['edge-1', 'localhost'], ips: ['127.0.0.1'] },
+  });
+  assert.equal((await peer(second.server.port)).fingerprint256, shown.fingerprint256);
+});
+
+test('configured certificates, and an authority, that change while it runs are taken up', async (t) => {
+  const files = mkdtempSync(join(folder, 'tls-'));
+  const paths = { certFile: join(files, 'tls.crt'), keyFile: join(files, 'tls.key') };
+  const put = (name: string, content: Buffer) => {
+    writeFileSync(join(files, `.${name}`), content);
+    renameSync(join(files, `.${name}`), join(files, name));
+  };
+  const one = good.issue('/CN=one', 'serverAuth');
+  put('tls.crt', one.cert);
+  put('tls.key', one.key);
+  put('ca.crt', readFileSync(good.cert));
+  const { get, server } = await api(t, {
+    tls: { ...paths, selfSignedFolder: join(files, 'unused'), names: [], ips: [] },
+    clientCaFile: join(files, 'ca.crt'),
+  });
+  const trusted = { rejectUnauthorized: true, ca: readFileSync(good.cert), servername: 'localhost' };
+  assert.equal((await get('/pods', trusted)).status, 200);
+  const kept = new Agent({ keepAlive: true, maxSockets: 1 });
+  t.after(() => kept.destroy());
+  assert.equal((await get('/pods', { agent: kept })).status, 200);
+  const name = () =>
+    new Promise<string>((resolve, reject) => {
+      const sent = request(
+        {
+          host: '127.0.0.1',
+          port: server.port,
+          path: '/healthz',
+          agent: new Agent({ maxCachedSessions: 0 }),
+          rejectUnauthorized: false,
+        },
+        (response) => {
+          response.resume();
+          resolve(String((response.socket as import('node:tls').TLSSocket).getPeerCertificate().subject.CN));
+        },
+      );
+      sent.on('error', reject);
+      sent.end();
+    });
+  assert.equal(await name(), 'one');
+  const two = good.issue('/CN=two', 'serverAuth');
+  put('tls.crt', two.cert);
+  put('tls.key', two.key);
+  put('ca.crt', readFileSync(bad.cert));
+  while ((await name()) !== 'two') await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.equal((await get('/pods', trusted)).status, 401);
+  const again = await get('/pods', { agent: kept }).catch(() => undefined);
+  assert.notEqual(again?.status, 200, 'a connection outlived the authority that it was verified with');
+  const foreign = bad.issue('/CN=new-apiserver');
+  assert.equal((await get('/pods', { cert: foreign.cert, key: foreign.key })).status, 200);
+});
+
+test('certificates that cannot be used, and a port that is taken, are said', async (t) => {
+  const garbage = join(folder, 'garbage.pem');
+  writeFileSync(garbage, 'no certificate');
+  const tls = { certFile: garbage, keyFile: garbage, selfSignedFolder: folder, names: [], ips: [] };
+  await assert.rejects(
+    api(t, { tls }),
+    (error) => isError(error, 'CONFIG_INVALID') && /tlsCertFile/.test(error.hint ?? ''),
+  );
+  await assert.rejects(
+    api(t, { clientCaFile: join(folder, 'missing.crt') }),
+    (error) => isError(error, 'CONFIG_INVALID') && /clientCAFile.*missing\.crt/.test(error.message),
+  );
+  const other = createServer();
+  await new Promise<void>((resolve) => other.listen(0, '127.0.0.1', resolve));
+  t.after(() => other.close());
+  const { port } = other.address() as import('node:net').AddressInfo;
+  await assert.rejects(
+    api(t, { port }),
+    (error) => isError(error, 'UNAVAILABLE') && error.message.includes(String(port)),
+  );
+});
+
+test('bytes that are no TLS and no HTTP do not disturb others', async (t) => {
+  const { get, server } = await api(t);
+  const { connect } = await import('node:net');
+  await Promise.all(
+    Array.from({ length: 20 }, (_, index) => {
+      const socket = connect(server.port, '127.0.0.1');
+      socket.on('error', () => {});
+      socket.end(Buffer.alloc(index * 100, index));
+      return new Promise((resolve) => socket.once('close', resolve));
+    }),
+  );
+  assert.equal((await get('/healthz')).status, 200);
+});
+
+test('the plain health check', async (t) => {
+  let ok = true;
+  const server = await startHealthz({
+    address: '127.0.0.1',
+    port: 0,
+    healthy: () => ({ ok, message: 'lagging' }),
+  });
+  t.after(() => server.close());
+  const get = (path: string, method = 'GET') =>
+    new Promise<string>((resolve, reject) => {
+      const sent = httpRequest(
+        { host: '127.0.0.1', port: server.port, path, method, agent: false },
+        (response) => {
+          let body = '';
+          response.on('data', (chunk) => {
+            body += chunk;
+          });
+          response.on('end', () => resolve(`${response.statusCode} ${body}`));
+        },
+      );
+      sent.on('error', reject);
+      sent.end();
+    });
+  assert.equal(await get('/healthz'), '200 ok');
+  ok = false;
+  assert.equal(await get('/healthz'), '500 healthz check failed: lagging\n');
+  assert.equal(await get('/healthz/ping'), '200 ok');
+  assert.equal(await get('/pods'), '404 404 page not found\n');
+  assert.equal(await get('/healthz', 'POST'), '405 ');
+});

@@ -1,0 +1,171 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { makeCorrelator } from '../../../agent/apiserver/correlation.ts';
+import { makeEventRecorder } from '../../../agent/apiserver/events.ts';
+import { fastClock, json, silent, startFake, statusBody, until } from './fake.ts';
+
+const pod = { apiVersion: 'v1', kind: 'Pod', metadata: { name: 'p', namespace: 'a', uid: 'u' } };
+const about = { apiVersion: 'v1', kind: 'Pod', namespace: 'a', name: 'p', uid: 'u' };
+
+test('an event is created, and the same again only counts up', async (t) => {
+  const fake = await startFake(t, (_, response) => json(response, 200, {}));
+  const recorder = makeEventRecorder({ client: fake.client(), host: 'n', clock: fastClock(), log: silent });
+  t.after(() => recorder.close());
+  recorder.event({ ...pod, fieldPath: 'spec.containers{c}' }, 'Warning', 'BackOff', 'again');
+  await until(() => fake.asked.length === 1);
+  recorder.event({ ...pod, fieldPath: 'spec.containers{c}' }, 'Warning', 'BackOff', 'again');
+  await until(() => fake.asked.length === 2);
+  const [create, patch] = fake.asked;
+  const event = JSON.parse(create!.body);
+  assert.equal(create!.path, '/api/v1/namespaces/a/events');
+  assert.deepEqual(event.involvedObject, { ...about, fieldPath: 'spec.containers{c}' });
+  assert.deepEqual(event.source, { component: 'kubelet', host: 'n' });
+  assert.equal(event.count, 1);
+  assert.equal(patch!.method, 'PATCH');
+  assert.equal(patch!.path, `/api/v1/namespaces/a/events/${event.metadata.name}`);
+  assert.equal(JSON.parse(patch!.body).count, 2);
+});
+
+test('events of the Node live in default, with its name as uid', async (t) => {
+  const fake = await startFake(t, (_, response) => json(response, 200, {}));
+  const recorder = makeEventRecorder({ client: fake.client(), host: 'n', clock: fastClock(), log: silent });
+  t.after(() => recorder.close());
+  recorder.event(
+    { apiVersion: 'v1', kind: 'Node', metadata: { name: 'n', uid: 'real' } },
+    'Normal',
+    'Starting',
+    'x',
+  );
+  await until(() => fake.asked.length === 1);
+  const event = JSON.parse(fake.asked[0]!.body);
+  assert.equal(event.metadata.namespace, 'default');
+  assert.deepEqual(event.involvedObject, { apiVersion: 'v1', kind: 'Node', name: 'n', uid: 'n' });
+});
+
+test('names are unique, and not longer than a name may be', async (t) => {
+  const fake = await startFake(t, (_, response) => json(response, 200, {}));
+  const recorder = makeEventRecorder({
+    client: fake.client(),
+    host: 'n',
+    clock: { ...fastClock(), now: () => 1 },
+    log: silent,
+  });
+  t.after(() => recorder.close());
+  const name = 'p'.repeat(253);
+  for (let i = 0; i < 5; i++)
+    recorder.event({ ...pod, metadata: { ...pod.metadata, name } }, 'Normal', `R${i}`, 'x');
+  await until(() => fake.asked.length === 5);
+  const names = fake.asked.map(({ body }) => JSON.parse(body).metadata.name as string);
+  assert.equal(new Set(names).size, 5);
+  assert.ok(names.every((one) => one.length === 253));
+});
+
+test('while the apiserver is away events wait, the oldest go, and equal ones are written once', async (t) => {
+  let away = true;
+  const fake = await startFake(t, (_, response) => {
+    if (away) response.destroy();
+    else json(response, 200, {});
+  });
+  const recorder = makeEventRecorder({
+    client: fake.client(),
+    host: 'n',
+    clock: fastClock(),
+    log: silent,
+    qps: 0,
+  });
+  t.after(() => recorder.close());
+  const of = (uid: number) => ({ ...pod, metadata: { name: `p${uid}`, namespace: 'a', uid: String(uid) } });
+  for (let i = 0; i < 1200; i++) {
+    recorder.event(of(i), 'Normal', 'Started', 'x');
+    recorder.event(of(i), 'Normal', 'Started', 'x');
+  }
+  await until(() => fake.asked.length >= 3);
+  assert.ok(recorder.pending <= 1000);
+  away = false;
+  const before = fake.asked.length;
+  await until(() => recorder.pending === 0 && fake.asked.length - before >= 1000);
+  const written = fake.asked.slice(before).map(({ body }) => JSON.parse(body));
+  assert.ok(written.every(({ count }) => count === 2));
+  assert.ok(written.some(({ involvedObject }) => involvedObject.name === 'p1199'));
+  assert.ok(!written.some(({ involvedObject }) => involvedObject.name === 'p100'));
+});
+
+test('an event that is refused is dropped, one that has expired is made anew, one that is there is enough', async (t) => {
+  const answers = [
+    [422, 'Invalid'],
+    [409, 'AlreadyExists'],
+    [404, 'NotFound'],
+    [200, ''],
+    [403, 'Forbidden'],
+  ] as const;
+  let next = 0;
+  const fake = await startFake(t, (_, response) => {
+    const [code, reason] = answers[next++] ?? [200, ''];
+    json(response, code, code === 200 ? {} : statusBody(code, reason));
+  });
+  const recorder = makeEventRecorder({ client: fake.client(), host: 'n', clock: fastClock(), log: silent });
+  t.after(() => recorder.close());
+  const tell = async (reason: string, requests: number) => {
+    recorder.event(pod, 'Normal', reason, 'x');
+    await until(() => fake.asked.length === requests && recorder.pending === 0);
+  };
+  await tell('Refused', 1);
+  await tell('There', 2);
+  await tell('There', 4);
+  await tell('Forbidden', 5);
+  await tell('There', 6);
+  assert.deepEqual(
+    fake.asked.map(({ method }) => method),
+    ['POST', 'POST', 'PATCH', 'POST', 'POST', 'PATCH'],
+  );
+  assert.equal(JSON.parse(fake.asked[3]!.body).count, 2);
+});
+
+test('an event that the apiserver fails on does not hold up the others for ever', async (t) => {
+  const fake = await startFake(t, ({ body }, response) => {
+    if (body.includes('"Poison"')) json(response, 500, statusBody(500, 'InternalError'));
+    else json(response, 200, {});
+  });
+  const recorder = makeEventRecorder({ client: fake.client(), host: 'n', clock: fastClock(), log: silent });
+  t.after(() => recorder.close());
+  recorder.event(pod, 'Normal', 'Poison', 'x');
+  recorder.event(pod, 'Normal', 'Started', 'x');
+  await until(() => fake.asked.some(({ body }) => body.includes('"Started"')) || fake.asked.length > 20);
+  assert.equal(fake.asked.length, 13);
+});
+
+test('without a client events are only logged', async () => {
+  const lines: unknown[] = [];
+  const log = { ...silent, info: (fields: unknown) => lines.push(fields) } as unknown as typeof silent;
+  const recorder = makeEventRecorder({ host: 'n', clock: fastClock(), log });
+  recorder.event(pod, 'Normal', 'Started', 'x');
+  assert.equal(lines.length, 1);
+  assert.equal(recorder.pending, 0);
+  await recorder.close();
+});
+
+test('one object may make 25 events, then one every five minutes; others are not cut off', () => {
+  const correlator = makeCorrelator();
+  const tell = (name: string, i: number, at: number) =>
+    correlator.add({ about: { ...about, name }, type: 'Normal', reason: `R${i}`, message: 'x' }, at, at);
+  let told = 0;
+  for (let i = 0; i < 100; i++) if (tell('p', i, 0) !== undefined) told++;
+  assert.equal(told, 25);
+  assert.notEqual(tell('other', 0, 0), undefined);
+  assert.equal(tell('p', 200, 299_000), undefined);
+  assert.notEqual(tell('p', 201, 300_001), undefined);
+});
+
+test('ten similar events become one, until they have been quiet for ten minutes', () => {
+  const correlator = makeCorrelator();
+  const tell = (message: string, at: number) =>
+    correlator.add({ about, type: 'Warning', reason: 'Failed', message }, at, at);
+  for (let i = 0; i < 9; i++) assert.equal(tell(`m${i}`, 0)?.message, `m${i}`);
+  const combined = tell('m9', 0);
+  assert.equal(combined?.message, '(combined from similar events): m9');
+  assert.equal(tell('m10', 1), combined);
+  assert.equal(combined!.count, 2);
+  assert.equal(combined!.message, '(combined from similar events): m10');
+  assert.equal(tell('m3', 2)?.count, 2, 'a known message keeps its own event');
+  assert.equal(tell('fresh', 700_000)?.message, 'fresh');
+});

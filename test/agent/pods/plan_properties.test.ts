@@ -1,0 +1,332 @@
+/**
+ * The planner against a small model of a runtime, with seeded chance: actions end in any order and fail, containers
+ * exit, sandboxes get lost, the agent forgets, pods are deleted.
+ */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { Pod, PodContainer, PodStatus } from '../../../agent/apiserver/types.ts';
+import { type Action, due } from '../../../agent/pods/plan/actions.ts';
+import {
+  containerBackoff,
+  failedAgain,
+  imageBackoff,
+  sandboxBackoff,
+} from '../../../agent/pods/plan/backoff.ts';
+import { newMemory, type PodMemory, without, withTermination } from '../../../agent/pods/plan/memory.ts';
+import { type Plan, plan } from '../../../agent/pods/plan/plan.ts';
+import type { ContainerStatus, PodSandboxStatus } from '../../../runtime/api.ts';
+import { makeContainer, makePod, makeSandbox, seeded, time } from './objects.ts';
+
+interface Model {
+  sandboxes: PodSandboxStatus[];
+  containers: ContainerStatus[];
+  count: number;
+}
+
+function randomPod(random: () => number): Pod {
+  const names = (prefix: string, most: number) =>
+    Array.from({ length: Math.floor(random() * (most + 1)) }, (_, index) => `${prefix}${index}`);
+  const init = names('i', 3).map(
+    (name): PodContainer => ({ name, image: 'i:1', ...(random() < 0.4 ? { restartPolicy: 'Always' } : {}) }),
+  );
+  const regular = ['app', ...names('r', 2)].map((name): PodContainer => ({ name, image: 'r:1' }));
+  const restartPolicy = ['Always', 'OnFailure', 'Never'][Math.floor(random() * 3)]!;
+  return makePod({ initContainers: init, containers: regular, restartPolicy });
+}
+
+function run(seed: number): void {
+  const random = seeded(seed);
+  const say = (what: string) => `seed ${seed}: ${what}`;
+  let pod = randomPod(random);
+  const all = [...(pod.spec?.initContainers ?? []), ...(pod.spec?.containers ?? [])];
+  const model: Model = { sandboxes: [], containers: [], count: 0 };
+  let memory: PodMemory = newMemory(time);
+  let now = time;
+  let old: PodStatus | undefined;
+  let terminal: string | undefined;
+  const flight = new Map<string, { action: Action; deadline?: number; abort: boolean }>();
+  const restartsOf = new Map<string, number>();
+  const attempts = new Set<string>();
+  const newestFirst = () => {
+    model.sandboxes.sort((a, b) => b.metadata.attempt - a.metadata.attempt);
+    model.containers.sort((a, b) => b.createdAt - a.createdAt);
+  };
+
+  function exit(id: string, exitCode: number): void {
+    model.containers = model.containers.map((one) =>
+      one.id === id
+        ? {
+            ...one,
+            state: 'exited',
+            exitCode,
+            reason: exitCode === 0 ? 'Completed' : 'Error',
+            finishedAt: now,
+          }
+        : one,
+    );
+  }
+
+  /** What the action does to the world and to the memory; `fails` as the doing code would remember it. */
+  function finish(action: Action, aborted: boolean): void {
+    const fails = random() < 0.15;
+    if (aborted && random() < 0.7) return;
+    switch (action.kind) {
+      case 'cgroup':
+        memory = { ...memory, cgroupReady: true };
+        break;
+      case 'volumes':
+        if (fails)
+          memory = {
+            ...memory,
+            volumesFailure: failedAgain(memory.volumesFailure, 'FailedMount', 'm', now, sandboxBackoff),
+          };
+        else memory = { ...memory, volumes: 'ready', volumesFailure: undefined };
+        break;
+      case 'sandbox':
+        assert.ok(!model.sandboxes.some(({ state }) => state === 'ready'), say('two ready sandboxes'));
+        if (fails)
+          memory = {
+            ...memory,
+            sandboxFailure: failedAgain(memory.sandboxFailure, 'x', 'm', now, sandboxBackoff),
+          };
+        else {
+          memory = { ...memory, sandboxFailure: undefined };
+          model.sandboxes.push(
+            makeSandbox(`s${++model.count}`, { attempt: action.attempt, createdAt: now + model.count }),
+          );
+        }
+        break;
+      case 'image': {
+        const failure = failedAgain(
+          memory.images[action.container]?.failure,
+          'ErrImagePull',
+          'm',
+          now,
+          imageBackoff,
+        );
+        const result = fails
+          ? { attempt: action.attempt, failure }
+          : { attempt: action.attempt, imageId: 'sha256:abc' };
+        memory = { ...memory, images: { ...memory.images, [action.container]: result } };
+        break;
+      }
+      case 'create': {
+        if (fails) {
+          const failure = failedAgain(
+            memory.startFailures[action.container],
+            'CreateContainerError',
+            'm',
+            now,
+            containerBackoff,
+          );
+          memory = { ...memory, startFailures: { ...memory.startFailures, [action.container]: failure } };
+          break;
+        }
+        if (!model.sandboxes.some(({ id, state }) => id === action.sandboxId && state === 'ready')) break;
+        const container = all.find((one) => one.name === action.container)!;
+        model.containers.push(
+          makeContainer(`c${++model.count}`, container, 'created', {
+            attempt: action.attempt,
+            podSandboxId: action.sandboxId,
+            createdAt: now + model.count,
+          }),
+        );
+        break;
+      }
+      case 'start': {
+        const found = model.containers.find(({ id }) => id === action.id);
+        if (found?.state !== 'created') break;
+        if (fails) {
+          const failure = failedAgain(
+            memory.startFailures[action.container],
+            'RunContainerError',
+            'm',
+            now,
+            containerBackoff,
+          );
+          memory = {
+            ...memory,
+            broken: [...memory.broken, action.id],
+            startFailures: { ...memory.startFailures, [action.container]: failure },
+          };
+          break;
+        }
+        const twin = model.containers.some(
+          ({ state, metadata }) => state === 'running' && metadata.name === action.container,
+        );
+        assert.ok(!twin, say(`${action.container} runs twice`));
+        const name = `${action.container}/${found.metadata.attempt}`;
+        assert.ok(!attempts.has(name), say(`${name} was started twice`));
+        attempts.add(name);
+        memory = { ...memory, startFailures: without(memory.startFailures, action.container) };
+        model.containers = model.containers.map((one) =>
+          one.id === action.id ? { ...one, state: 'running', startedAt: now } : one,
+        );
+        break;
+      }
+      case 'stop':
+        if (model.containers.find(({ id }) => id === action.id)?.state === 'running')
+          exit(action.id, random() < 0.5 ? 0 : 143);
+        break;
+      case 'stopSandbox':
+        for (const one of model.containers)
+          if (one.podSandboxId === action.id && one.state === 'running') exit(one.id, 137);
+        model.sandboxes = model.sandboxes.map((one) =>
+          one.id === action.id ? { ...one, state: 'notready' } : one,
+        );
+        memory = { ...memory, stoppedSandboxes: [...memory.stoppedSandboxes, action.id] };
+        break;
+      case 'removeSandbox':
+        for (const { id, podSandboxId, state } of model.containers)
+          assert.ok(podSandboxId !== action.id || state !== 'running', say(`${id} ran in a removed sandbox`));
+        model.sandboxes = model.sandboxes.filter(({ id }) => id !== action.id);
+        model.containers = model.containers.filter(({ podSandboxId }) => podSandboxId !== action.id);
+        break;
+      case 'removeContainer':
+        assert.notEqual(
+          model.containers.find(({ id }) => id === action.id)?.state,
+          'running',
+          say('a running one was removed'),
+        );
+        model.containers = model.containers.filter(({ id }) => id !== action.id);
+        break;
+      case 'tearDown':
+        assert.ok(
+          !model.containers.some(({ state }) => state === 'running'),
+          say('volumes went under a running container'),
+        );
+        memory = { ...memory, volumes: 'gone' };
+        break;
+      case 'erase':
+        memory = { ...memory, erased: true };
+        break;
+      case 'note':
+        memory = { ...memory, noted: { ...memory.noted, [action.key]: action.occasion } };
+    }
+  }
+
+  function check(next: Plan): void {
+    const { status } = next;
+    const types = status.conditions?.map(({ type }) => type) ?? [];
+    assert.equal(new Set(types).size, types.length, say('a condition twice'));
+    const condition = (type: string) => status.conditions?.find((one) => one.type === type);
+    if (condition('Ready')?.status === 'True') {
+      assert.equal(condition('ContainersReady')?.status, 'True', say('Ready without ContainersReady'));
+      assert.equal(status.phase, 'Running', say('Ready but not Running'));
+    }
+    for (const one of status.conditions ?? []) {
+      const before = old?.conditions?.find(({ type }) => type === one.type);
+      if (before?.status === one.status)
+        assert.equal(one.lastTransitionTime, before.lastTransitionTime, say('moved'));
+    }
+    for (const one of [...(status.containerStatuses ?? []), ...(status.initContainerStatuses ?? [])]) {
+      assert.equal(Object.keys(one.state ?? {}).length, 1, say(`${one.name} in two states`));
+      const before = restartsOf.get(one.name) ?? 0;
+      assert.ok(one.restartCount >= before, say(`the restarts of ${one.name} went back`));
+      restartsOf.set(one.name, one.restartCount);
+    }
+    if (terminal !== undefined) assert.equal(status.phase, terminal, say('left a terminal phase'));
+    if (status.phase === 'Succeeded' || status.phase === 'Failed') {
+      assert.ok(
+        !model.containers.some(({ state }) => state === 'running'),
+        say('told the end while something runs'),
+      );
+      terminal = status.phase;
+    }
+    if (next.gone) {
+      assert.deepEqual([model.sandboxes, model.containers], [[], []], say('gone but something is left'));
+      assert.equal(memory.volumes, 'gone');
+      assert.ok(memory.erased);
+      assert.equal([...flight.keys()].length, 0, say('gone but something is under way'));
+    }
+    if (memory.termination !== undefined) {
+      for (const { kind } of next.actions)
+        assert.ok(
+          !['sandbox', 'create', 'start', 'image', 'volumes'].includes(kind),
+          say(`${kind} while terminating`),
+        );
+    }
+    const keys = next.actions.map(({ key }) => key);
+    assert.equal(new Set(keys).size, keys.length, say(`one key twice: ${keys.join()}`));
+  }
+
+  let quiet = 0;
+  for (let turn = 0; turn < 400; turn++) {
+    newestFirst();
+    memory = withTermination(memory, pod, false, now);
+    const input = {
+      pod,
+      observed: { sandboxes: [...model.sandboxes], containers: [...model.containers] },
+      memory,
+      inFlight: flight,
+      old,
+      hostIps: ['192.0.2.1'],
+      now,
+    };
+    const next = plan(input);
+    assert.deepEqual(plan(input), next, say('not a function of its input'));
+    check(next);
+    old = next.status;
+    if (next.final && memory.termination !== undefined && memory.final === undefined)
+      memory = { ...memory, final: next.status };
+    if (next.gone) return;
+    if (next.interruptStarts)
+      for (const [key, one] of flight)
+        if (/^(cgroup|volumes|sandbox$|image|create|start)/.test(key)) one.abort = true;
+    const { start } = due(next.actions, flight);
+    for (const action of start) {
+      flight.set(action.key, {
+        action,
+        abort: false,
+        ...(action.kind === 'stop' ? { deadline: action.deadline } : {}),
+      });
+      if (action.kind === 'create' && action.crash !== undefined)
+        memory = { ...memory, crash: { ...memory.crash, [action.container]: action.crash } };
+    }
+    // Something happens: an action ends, time passes, a container exits, a sandbox is lost, the agent restarts.
+    const chance = random();
+    const [key, one] = [...flight][Math.floor(random() * flight.size)] ?? [];
+    if (key !== undefined && one !== undefined && chance < 0.75) {
+      flight.delete(key);
+      finish(one.action, one.abort);
+      quiet = 0;
+    } else if (chance < 0.85) {
+      const running = model.containers.filter(({ state }) => state === 'running');
+      const victim = running[Math.floor(random() * running.length)];
+      if (victim !== undefined) exit(victim.id, random() < 0.5 ? 0 : 1);
+    } else if (chance < 0.88 && memory.termination === undefined) {
+      const box = model.sandboxes.find(({ state }) => state === 'ready');
+      if (box !== undefined) {
+        for (const { id, podSandboxId, state } of model.containers)
+          if (podSandboxId === box.id && state === 'running') exit(id, 137);
+        model.sandboxes = model.sandboxes.map((each) =>
+          each === box ? { ...each, state: 'notready' } : each,
+        );
+      }
+    } else if (chance < 0.9 && flight.size === 0) memory = newMemory(now);
+    else if (turn > 150 && memory.termination === undefined)
+      pod = {
+        ...pod,
+        metadata: {
+          ...pod.metadata,
+          deletionTimestamp: '2026-01-01T00:00:00Z',
+          deletionGracePeriodSeconds: 30,
+        },
+      };
+    if (flight.size === 0) {
+      // It must know when to go on, unless all is well or over.
+      const runs = model.containers.some(({ state }) => state === 'running');
+      assert.ok(
+        runs || next.wakeAt !== undefined || next.final || start.length > 0 || ++quiet < 20,
+        say('waits for nothing'),
+      );
+      now = Math.max(now + 1, next.wakeAt ?? now + 1000);
+    } else now += Math.floor(random() * 50);
+  }
+  assert.notEqual(memory.termination, undefined, say('was never deleted'));
+  assert.fail(say('did not come to an end'));
+}
+
+test('whatever happens, the rules hold and a deleted pod goes', () => {
+  for (let seed = 1; seed <= 100; seed++) run(seed);
+});

@@ -1,0 +1,118 @@
+/** Probes: thresholds, order, and what they do to a pod. */
+import assert from 'node:assert/strict';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { type TestContext, test } from 'node:test';
+import type { PodContainer } from '../../../agent/apiserver/types.ts';
+import { probeOnce } from '../../../agent/pods/actions/probe.ts';
+import type { ProbeResult } from '../../../agent/pods/plan/memory.ts';
+import { makeProber } from '../../../agent/pods/prober.ts';
+import { fakeRuntime, handClock } from './fakes.ts';
+import { makeContainer, makePod, time } from './objects.ts';
+
+const exec = { exec: { command: ['ask'] }, periodSeconds: 10 };
+
+function world(container: PodContainer) {
+  const clock = handClock(time);
+  const runtime = fakeRuntime(clock);
+  let code = 0;
+  runtime.execSync = async () => ({ stdout: Buffer.from('sick'), stderr: Buffer.alloc(0), exitCode: code });
+  const results: ProbeResult[] = [];
+  const unhealthy: string[] = [];
+  const prober = makeProber({
+    runtime,
+    clock,
+    onResult: (_id, result) => results.push(result),
+    onUnhealthy: (_container, message) => unhealthy.push(message),
+  });
+  const pod = makePod({ containers: [container] });
+  const begin = (wasStarted = false) =>
+    prober.sync(pod, [makeContainer('c0', container, 'running')], '127.0.0.1', () => wasStarted);
+  return { clock, prober, pod, results, unhealthy, begin, answer: (next: number) => (code = next) };
+}
+
+test('readiness follows the answers, with its thresholds', async () => {
+  const { clock, results, begin, answer, unhealthy } = world({
+    name: 'app',
+    readinessProbe: { ...exec, failureThreshold: 2, successThreshold: 2, initialDelaySeconds: 5 },
+  });
+  begin();
+  await clock.advance(4000);
+  assert.deepEqual([...results], [{ started: true }]);
+  await clock.advance(2000);
+  assert.equal(results.at(-1)?.ready, undefined, 'one good answer is not enough');
+  await clock.advance(10_000);
+  assert.equal(results.at(-1)?.ready, true);
+  answer(1);
+  await clock.advance(10_000);
+  assert.equal(results.at(-1)?.ready, true);
+  await clock.advance(10_000);
+  assert.equal(results.at(-1)?.ready, false);
+  assert.deepEqual(unhealthy, ['Readiness probe failed: sick', 'Readiness probe failed: sick']);
+});
+
+test('a container is killed after the threshold, and not asked again', async () => {
+  const { clock, results, begin, answer, unhealthy } = world({ name: 'app', livenessProbe: exec });
+  begin();
+  answer(1);
+  await clock.advance(19_000);
+  assert.equal(results.at(-1)?.failed, undefined);
+  await clock.advance(60_000);
+  assert.equal(results.at(-1)?.failed, 'liveness');
+  assert.equal(unhealthy.length, 3);
+});
+
+test('the startup probe comes before the others, unless the container had started before', async () => {
+  const container = { name: 'app', startupProbe: exec, readinessProbe: exec };
+  const first = world(container);
+  first.answer(1);
+  first.begin();
+  await first.clock.advance(10_000);
+  assert.deepEqual(first.results, []);
+  first.answer(0);
+  await first.clock.advance(10_000);
+  assert.deepEqual(first.results.at(-1), { started: true, ready: true });
+  const second = world(container);
+  second.begin(true);
+  assert.deepEqual(second.results, [{ started: true }]);
+});
+
+test('a container that is gone is not asked any more', async () => {
+  const { clock, prober, pod, unhealthy, begin, answer } = world({ name: 'app', livenessProbe: exec });
+  begin();
+  answer(1);
+  await clock.advance(1000);
+  prober.sync(pod, [], '', () => false);
+  await clock.advance(60_000);
+  assert.equal(unhealthy.length, 1);
+});
+
+async function listen(t: TestContext, status: number): Promise<number> {
+  const server: Server = createServer((request, response) => {
+    response.statusCode = request.url === '/slow' ? 200 : status;
+    if (request.url !== '/slow') response.end();
+  });
+  t.after(() => {
+    server.closeAllConnections();
+    server.close();
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  return (server.address() as AddressInfo).port;
+}
+
+test('httpGet and tcpSocket, by number and by name', async (t) => {
+  const good = await listen(t, 204);
+  const bad = await listen(t, 503);
+  const runtime = fakeRuntime(handClock(time));
+  const container: PodContainer = { name: 'app', ports: [{ name: 'web', containerPort: good }] };
+  const ask = (probe: NonNullable<PodContainer['livenessProbe']>) =>
+    probeOnce(runtime, container, 'c0', '127.0.0.1', probe, new AbortController().signal);
+  assert.equal((await ask({ httpGet: { port: 'web', path: 'x' } })).well, true);
+  assert.deepEqual(await ask({ httpGet: { port: bad } }), {
+    well: false,
+    output: 'HTTP probe failed with statuscode: 503',
+  });
+  assert.equal((await ask({ httpGet: { port: good, path: '/slow' }, timeoutSeconds: 1 })).well, false);
+  assert.equal((await ask({ tcpSocket: { port: 'web' } })).well, true);
+  assert.equal((await ask({ tcpSocket: { port: 1 } })).well, false);
+});

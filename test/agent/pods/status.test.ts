@@ -1,0 +1,303 @@
+/** Statuses, backoff, credentials, patches and last words. */
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import type { Pod, PodContainer, PodStatus, Secret } from '../../../agent/apiserver/types.ts';
+import { lastLines, terminationMessage } from '../../../agent/pods/actions/termination_message.ts';
+import { authsFor, pullPolicyOf } from '../../../agent/pods/images.ts';
+import {
+  crashBackoff,
+  crashStateOf,
+  failedAgain,
+  goSeconds,
+  restartAllowed,
+  restartAllowedAt,
+} from '../../../agent/pods/plan/backoff.ts';
+import { newMemory, type PodMemory } from '../../../agent/pods/plan/memory.ts';
+import { statusOf } from '../../../agent/pods/plan/status.ts';
+import { viewOf } from '../../../agent/pods/plan/view.ts';
+import { statusPatch } from '../../../agent/pods/status_writer.ts';
+import type { ObservedPod } from '../../../agent/pods/types.ts';
+import { makeContainer, makePod, makeSandbox, time } from './objects.ts';
+
+const app: PodContainer = { name: 'app', image: 'example:1' };
+
+function status(
+  pod: Pod,
+  observed: ObservedPod,
+  old?: PodStatus,
+  rest: { memory?: Partial<PodMemory>; ended?: boolean; live?: boolean; now?: number } = {},
+) {
+  return statusOf({
+    pod,
+    view: viewOf(pod, observed),
+    memory: { ...newMemory(time), ...rest.memory },
+    old,
+    hostIps: ['192.0.2.1', 'fd00::1'],
+    now: rest.now ?? time + 5000,
+    waiting: new Map(),
+    starting: new Set(),
+    ended: rest.ended ?? false,
+    live: rest.live ?? true,
+  });
+}
+const running = { sandboxes: [makeSandbox('s0')], containers: [makeContainer('c0', app, 'running')] };
+
+test('a running pod, as kubelet reports it', () => {
+  assert.deepEqual(JSON.parse(JSON.stringify(status(makePod(), running))), {
+    observedGeneration: 1,
+    phase: 'Running',
+    conditions: ['PodReadyToStartContainers', 'Initialized', 'Ready', 'ContainersReady', 'PodScheduled'].map(
+      (type) => ({
+        type,
+        observedGeneration: 1,
+        status: 'True',
+        lastTransitionTime: '2026-01-01T00:00:05Z',
+      }),
+    ),
+    hostIP: '192.0.2.1',
+    hostIPs: [{ ip: '192.0.2.1' }, { ip: 'fd00::1' }],
+    podIP: '10.88.0.2',
+    podIPs: [{ ip: '10.88.0.2' }],
+    startTime: '2026-01-01T00:00:00Z',
+    qosClass: 'BestEffort',
+    containerStatuses: [
+      {
+        name: 'app',
+        image: 'example:1',
+        imageID: 'docker.io/library/example@sha256:def',
+        containerID: 'keelson://c0',
+        ready: true,
+        started: true,
+        restartCount: 0,
+        state: { running: { startedAt: '2026-01-01T00:00:00Z' } },
+        lastState: {},
+      },
+    ],
+  });
+});
+
+test('nothing yet: Pending, with the reasons', () => {
+  const pod = makePod({ initContainers: [{ name: 'i', image: 'i:1' }] });
+  const { phase, conditions, containerStatuses } = status(pod, { sandboxes: [], containers: [] });
+  assert.equal(phase, 'Pending');
+  assert.deepEqual(containerStatuses?.[0]?.state, { waiting: { reason: 'PodInitializing' } });
+  assert.deepEqual(
+    conditions?.map(({ type, status: value, reason, message }) => [type, value, reason, message]),
+    [
+      ['PodReadyToStartContainers', 'False', 'PodSandboxNotReady', 'no pod sandbox exists'],
+      ['Initialized', 'False', 'ContainersNotInitialized', 'containers with incomplete status: [i]'],
+      ['Ready', 'False', 'ContainersNotReady', 'containers with unready status: [app]'],
+      ['ContainersReady', 'False', 'ContainersNotReady', 'containers with unready status: [app]'],
+      ['PodScheduled', 'True', undefined, undefined],
+    ],
+  );
+});
+
+test('transition times move only with the status', () => {
+  const first = status(makePod(), running);
+  const later = status(makePod(), running, first, { now: time + 60_000 });
+  assert.deepEqual(later.conditions, first.conditions);
+  const exited = { ...running, containers: [makeContainer('c0', app, 'exited', { exitCode: 1 })] };
+  const ended = status(makePod(), exited, first, { now: time + 60_000 });
+  const ready = (of: PodStatus) => of.conditions?.find(({ type }) => type === 'Ready');
+  assert.equal(ready(ended)?.lastTransitionTime, '2026-01-01T00:01:00Z');
+});
+
+test('how a container ended', () => {
+  const oom = makeContainer('c0', app, 'exited', { exitCode: 137, reason: 'OOMKilled' });
+  const { containerStatuses } = status(makePod(), { ...running, containers: [oom] });
+  assert.deepEqual(containerStatuses?.[0]?.state?.terminated, {
+    exitCode: 137,
+    reason: 'OOMKilled',
+    startedAt: '2026-01-01T00:00:00Z',
+    finishedAt: '2026-01-01T00:00:00Z',
+    containerID: 'keelson://c0',
+  });
+});
+
+test('a container that is not to be found any more did end', () => {
+  const before = status(makePod(), running);
+  const lost = status(makePod(), { sandboxes: [], containers: [] }, before);
+  const [one] = lost.containerStatuses ?? [];
+  assert.equal(one?.lastState?.terminated?.reason, 'ContainerStatusUnknown');
+  assert.equal(one?.lastState?.terminated?.exitCode, 137);
+  assert.equal(one?.restartCount, 1);
+  assert.equal(lost.phase, 'Running');
+  const again = status(makePod(), { sandboxes: [], containers: [] }, lost);
+  assert.equal(again.containerStatuses?.[0]?.restartCount, 1, 'counted once');
+});
+
+test('readiness gates and probes hold Ready back, and survive another agent', () => {
+  const gated = makePod({ readinessGates: [{ conditionType: 'example.org/x' }] });
+  const ready = (of: PodStatus) => of.conditions?.find(({ type }) => type === 'Ready');
+  assert.equal(ready(status(gated, running))?.reason, 'ReadinessGatesNotReady');
+  const met = {
+    ...gated,
+    status: { ...gated.status, conditions: [{ type: 'example.org/x', status: 'True' }] },
+  };
+  assert.equal(ready(status(met, running))?.status, 'True');
+  const probed = makePod({ containers: [{ ...app, readinessProbe: { exec: { command: ['x'] } } }] });
+  assert.equal(status(probed, running).containerStatuses?.[0]?.ready, false);
+  const known = status(probed, running, undefined, {
+    memory: { probes: { c0: { started: true, ready: true } } },
+  });
+  assert.equal(known.containerStatuses?.[0]?.ready, true);
+  assert.equal(status(probed, running, known).containerStatuses?.[0]?.ready, true, 'kept without results');
+});
+
+test("host network pods have the node's addresses; the node's family comes first", () => {
+  const onHost = makePod({ hostNetwork: true });
+  const sandbox = makeSandbox('s0', {
+    ips: [],
+    namespaces: { network: 'node', pid: 'container', ipc: 'pod' },
+  });
+  assert.deepEqual(status(onHost, { sandboxes: [sandbox], containers: [] }).podIPs, [
+    { ip: '192.0.2.1' },
+    { ip: 'fd00::1' },
+  ]);
+  const dual = makeSandbox('s0', { ips: ['fd00::2', '10.0.0.2'] });
+  assert.equal(status(makePod(), { sandboxes: [dual], containers: [] }).podIP, '10.0.0.2');
+});
+
+test('a long message is cut at a character', () => {
+  const exited = makeContainer('c0', app, 'exited', { exitCode: 1, message: 'ä'.repeat(10_000) });
+  const message = status(makePod(), { ...running, containers: [exited] }).containerStatuses?.[0]?.state
+    ?.terminated?.message;
+  assert.equal(message, 'ä'.repeat(6144));
+});
+
+test('the patch holds what changed, with the uid, and replaces addresses', () => {
+  const first = status(makePod(), running);
+  assert.equal(statusPatch('u', first, first), undefined);
+  const known: PodStatus = { ...first, reason: 'X', podIPs: [{ ip: '10.0.0.9' }] };
+  const conditions = first.conditions?.map((one) =>
+    one.type === 'Ready' ? { ...one, status: 'False', reason: 'R' } : one,
+  );
+  const ready = first.conditions?.find(({ type }) => type === 'Ready');
+  assert.deepEqual(JSON.parse(JSON.stringify(statusPatch('u', { ...known, conditions }, first))), {
+    metadata: { uid: 'u' },
+    status: {
+      reason: null,
+      podIPs: [{ ip: '10.88.0.2' }, { $patch: 'replace' }],
+      conditions: [{ ...JSON.parse(JSON.stringify(ready)), reason: null }],
+    },
+  });
+});
+
+test('crash backoff: at once, 10 s, 20 s… 300 s, and anew after a good run', () => {
+  let state = restartAllowed(undefined, 'c0', time, time, crashBackoff);
+  assert.equal(restartAllowedAt(undefined, 'c0', time, crashBackoff), 0);
+  const waits: number[] = [];
+  for (let i = 1; i < 9; i++) {
+    const finished = state.lastAt + 1000;
+    const at = restartAllowedAt(state, `c${i}`, finished, crashBackoff);
+    waits.push((at - finished) / 1000);
+    state = restartAllowed(state, `c${i}`, finished, at, crashBackoff);
+    assert.equal(restartAllowedAt(state, `c${i}`, finished, crashBackoff), 0, 'allowed stays allowed');
+    assert.equal(restartAllowed(state, `c${i}`, finished, at, crashBackoff), state);
+  }
+  assert.deepEqual(waits, [10, 20, 40, 80, 160, 300, 300, 300]);
+  const good = state.lastAt + 601_000;
+  assert.equal(restartAllowedAt(state, 'next', good, crashBackoff), 0);
+  assert.equal(restartAllowed(state, 'next', good, good, crashBackoff).delayMs, 10_000);
+  assert.deepEqual([10_000, 80_000, 300_000, 3_600_000].map(goSeconds), ['10s', '1m20s', '5m0s', '1h0m0s']);
+});
+
+test('failures wait twice as long each time, up to the most', () => {
+  let failure = failedAgain(undefined, 'r', 'm', time, { initialMs: 100, maxMs: 500 });
+  const waits = [failure.retryAt - time];
+  for (let i = 0; i < 4; i++) {
+    failure = failedAgain(failure, 'r', 'm', time, { initialMs: 100, maxMs: 500 });
+    waits.push(failure.retryAt - time);
+  }
+  assert.deepEqual(waits, [100, 200, 400, 500, 500]);
+});
+
+const policies: [string, string | undefined, string][] = [
+  ['x', undefined, 'Always'],
+  ['x:latest', undefined, 'Always'],
+  ['host:5000/x', undefined, 'Always'],
+  ['host:5000/x:1', undefined, 'IfNotPresent'],
+  ['x@sha256:0', undefined, 'IfNotPresent'],
+  ['x:latest', 'Never', 'Never'],
+];
+for (const [image, imagePullPolicy, wanted] of policies) {
+  test(`${image} with ${imagePullPolicy ?? 'no policy'} is pulled ${wanted}`, () =>
+    assert.equal(pullPolicyOf({ name: 'a', image, imagePullPolicy }), wanted));
+}
+
+function secret(auths: object, legacy = false): Secret {
+  const body = Buffer.from(JSON.stringify(legacy ? auths : { auths })).toString('base64');
+  return legacy
+    ? { type: 'kubernetes.io/dockercfg', data: { '.dockercfg': body } }
+    : { type: 'kubernetes.io/dockerconfigjson', data: { '.dockerconfigjson': body } };
+}
+
+test('credentials go only to the registry that they are for, the closest first', () => {
+  const user = (username: string) => ({ username, password: 'p' });
+  const secrets = [
+    secret({
+      'https://index.docker.io/v1/': user('hub'),
+      'reg.example:5000': user('reg'),
+      'reg.example:5000/team': user('team'),
+      '*.wild.example': user('wild'),
+    }),
+    secret({ 'old.example': user('old') }, true),
+    { type: 'kubernetes.io/dockerconfigjson', data: { '.dockerconfigjson': 'bm90IGpzb24=' } },
+  ];
+  const users = (image: string) => authsFor(image, secrets).map(({ username }) => username);
+  assert.deepEqual(users('busybox'), ['hub']);
+  assert.deepEqual(users('docker.io/library/busybox:1'), ['hub']);
+  assert.deepEqual(users('reg.example:5000/team/app:1'), ['team', 'reg']);
+  assert.deepEqual(users('reg.example:5000/teamwork'), ['reg']);
+  assert.deepEqual(users('reg.example/team'), []);
+  assert.deepEqual(users('a.wild.example/x'), ['wild']);
+  assert.deepEqual(users('a.b.wild.example/x'), []);
+  assert.deepEqual(users('old.example/x'), ['old']);
+});
+
+test('last words: from the file, else from the log of a failed container', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'keelson-test-words-'));
+  t.after(() => rmSync(folder, { recursive: true, force: true }));
+  const file = join(folder, 'message');
+  const logPath = join(folder, '0.log');
+  writeFileSync(
+    logPath,
+    '2026-01-01T00:00:00Z stdout P hel\n2026-01-01T00:00:00Z stdout F lo\ngarbage\n2026-01-01T00:00:00Z stderr F bye\n',
+  );
+  const ended = (policy: string, exitCode: number) =>
+    makeContainer('c0', app, 'exited', {
+      exitCode,
+      logPath,
+      annotations: {
+        'io.kubernetes.container.terminationMessagePath': '/dev/termination-log',
+        'io.kubernetes.container.terminationMessagePolicy': policy,
+      },
+      mounts: [
+        { containerPath: '/dev/termination-log', hostPath: file, readonly: false, propagation: 'private' },
+      ],
+    });
+  writeFileSync(file, '');
+  assert.equal(await terminationMessage(ended('File', 1)), '');
+  assert.equal(await terminationMessage(ended('FallbackToLogsOnError', 0)), '');
+  assert.equal(await terminationMessage(ended('FallbackToLogsOnError', 1)), 'hello\nbye\n');
+  writeFileSync(file, 'x'.repeat(5000));
+  assert.equal((await terminationMessage(ended('FallbackToLogsOnError', 1))).length, 4096);
+  rmSync(file);
+  assert.equal(await terminationMessage(ended('File', 1)), '');
+  const many = Array.from({ length: 200 }, (_, i) => `2026-01-01T00:00:00Z stdout F line${i}\n`).join('');
+  assert.equal(lastLines(many).split('\n').length, 81);
+});
+
+test('a crash back-off goes on after a restart of the agent, from what the container tells', () => {
+  const of = (attempt: number) => crashStateOf({ metadata: { attempt }, createdAt: time }, crashBackoff);
+  assert.equal(of(0), undefined);
+  assert.deepEqual(of(1), { delayMs: 10_000, lastAt: time, forId: '' });
+  assert.equal(of(3)?.delayMs, 40_000);
+  assert.equal(of(40)?.delayMs, 300_000);
+  assert.equal(restartAllowedAt(of(3), 'c3', time + 1000, crashBackoff), time + 41_000);
+  assert.equal(restartAllowedAt(of(3), 'c3', time + 601_000, crashBackoff), 0, 'it ran well before');
+});

@@ -1,0 +1,190 @@
+/** Foreign bytes, mutated: only errors of ours, no hang, nothing outside. The seed is printed to run a case again. */
+import assert from 'node:assert/strict';
+import { mkdtempSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { gzipSync } from 'node:zlib';
+import { parseChallenges } from '../../images/auth.ts';
+import { parseImageConfig } from '../../images/config.ts';
+import { parseManifest } from '../../images/manifest.ts';
+import { formatReference, parseReference } from '../../images/reference.ts';
+import { parsePax, readArchive } from '../../images/unpack/entries.ts';
+import { makeUnpackPool } from '../../images/unpack/pool.ts';
+import { systemClock } from '../../runtime/host/clock.ts';
+import { KeelsonError } from '../../runtime/host/errors.ts';
+import { busyboxImage } from '../peers/image.ts';
+import { temporaryFolder } from '../peers/image-store.ts';
+import { makeTar, type TarEntry } from '../peers/tar.ts';
+
+const seed = Number(process.env['KEELSON_FUZZ_SEED'] ?? 1);
+
+/** Makes the checksums of all headers right again, so that a mutation gets past them. */
+function withChecksums(tar: Buffer): Buffer {
+  for (let at = 0; at + 512 <= tar.length; at += 512) {
+    const block = tar.subarray(at, at + 512);
+    if (block.toString('latin1', 257, 262) !== 'ustar') continue;
+    block.write('        ', 148);
+    let sum = 0;
+    for (const byte of block) sum += byte;
+    block.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148, 'latin1');
+  }
+  return tar;
+}
+
+/** mulberry32: small, seeded, good enough to choose mutations. */
+function randomFrom(start: number): (below: number) => number {
+  let state = start >>> 0;
+  return (below) => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) % below;
+  };
+}
+
+function mutate(bytes: Buffer, random: (below: number) => number): Buffer {
+  let result = Buffer.from(bytes);
+  for (let rounds = 1 + random(4); rounds > 0 && result.length > 0; rounds--) {
+    const at = random(result.length);
+    const length = 1 + random(Math.min(64, result.length));
+    const kind = random(5);
+    if (kind === 0) result[at] = random(256);
+    else if (kind === 1) result = Buffer.concat([result.subarray(0, at), result.subarray(at + length)]);
+    else if (kind === 2)
+      result = Buffer.concat([result.subarray(0, at), result.subarray(at, at + length), result.subarray(at)]);
+    else if (kind === 3)
+      result.fill(
+        '0123456789-./:@,"{}[]\0\xff'.charCodeAt(random(22)),
+        at,
+        Math.min(result.length, at + length),
+      );
+    else result.write(['../', '9999999999', 'null', '\\u0000', '-1', '.wh.'][random(6)]!, at, 'latin1');
+  }
+  return result;
+}
+
+function expectOurs(body: () => unknown, input: Buffer): boolean {
+  try {
+    body();
+    return true;
+  } catch (error) {
+    assert.ok(
+      error instanceof KeelsonError,
+      `seed ${seed}, ${JSON.stringify(input.toString('latin1'))}: ${error}`,
+    );
+    return false;
+  }
+}
+
+test(`fuzz of references, documents and headers, seed ${seed}`, () => {
+  const random = randomFrom(seed);
+  const image = busyboxImage();
+  const references = [
+    '127.0.0.1:5000/a/b:tag',
+    `docker.io/library/x@${image.id}`,
+    'busybox',
+    '[::1]:5/x__y-z',
+  ];
+  const parsers: readonly (readonly [readonly Buffer[], (input: Buffer) => unknown])[] = [
+    [
+      references.map((text) => Buffer.from(text)),
+      (input) => {
+        const found = formatReference(parseReference(input.toString('latin1')));
+        assert.equal(formatReference(parseReference(found)), found);
+      },
+    ],
+    [[image.manifest.data], (input) => parseManifest(input, undefined, 'fuzz')],
+    [[image.config.data], (input) => parseImageConfig(input, 'fuzz')],
+    [[Buffer.from('19 path=some/name\n30 mtime=1234567890.123456789\n')], parsePax],
+    [
+      [Buffer.from('Bearer realm="http://x/t",service="a",scope="b c"')],
+      (input) => parseChallenges(input.toString()),
+    ],
+  ];
+  for (const [samples, parse] of parsers) {
+    let accepted = 0;
+    const rounds = 3000;
+    for (let round = 0; round < rounds; round++) {
+      const input = mutate(samples[random(samples.length)]!, random);
+      if (expectOurs(() => parse(input), input)) accepted++;
+    }
+    assert.ok(accepted > 0, 'some mutations are still valid');
+  }
+});
+
+const entries: readonly TarEntry[] = [
+  { path: 'd', type: 'directory', xattrs: { 'user.a': 'b' } },
+  { path: 'd/f', content: 'content'.repeat(100), mtime: '1234567890.5' },
+  { path: 'd/l', type: 'symlink', target: '../../../d' },
+  { path: 'd/l/x', content: 'x' },
+  { path: 'h', type: 'link', target: 'd/f' },
+  { path: `${'n'.repeat(90)}/${'m'.repeat(90)}`, content: 'x' },
+  { path: 'd/.wh.gone' },
+  { path: 'p', type: 'fifo' },
+];
+
+test(`fuzz of the tar reader, seed ${seed}`, async () => {
+  const random = randomFrom(seed);
+  const tar = makeTar(entries);
+  let complete = 0;
+  for (let round = 0; round < 1500; round++) {
+    const input = withChecksums(mutate(tar, random));
+    const cut = random(input.length + 1);
+    const seen: string[] = [];
+    let inside = false;
+    async function* source() {
+      yield input.subarray(0, cut);
+      yield input.subarray(cut);
+    }
+    try {
+      await readArchive(source(), {
+        begin(entry) {
+          assert.ok(!inside);
+          inside = true;
+          assert.ok(
+            entry.parts.every((part) => part !== '' && part !== '.' && part !== '..' && !/[/\0]/.test(part)),
+          );
+          seen.push(entry.parts.join('/'));
+        },
+        data: () => assert.ok(inside),
+        end() {
+          inside = false;
+        },
+      });
+      assert.ok(!inside);
+      complete++;
+    } catch (error) {
+      assert.ok(error instanceof KeelsonError, `seed ${seed}, round ${round}: ${(error as Error).stack}`);
+    }
+  }
+  assert.ok(complete > 100, `${complete} archives were read to the end`);
+});
+
+test(`fuzz of unpacking, seed ${seed}`, {
+  skip: process.getuid?.() === 0 ? false : 'needs root',
+}, async (t) => {
+  const random = randomFrom(seed);
+  const root = temporaryFolder(t);
+  const pool = makeUnpackPool({ clock: systemClock });
+  t.after(pool.close);
+  const tar = makeTar(entries);
+  const machine = readdirSync('/').sort();
+  for (let round = 0; round < 150; round++) {
+    const folder = mkdtempSync(join(root, 'layer-'));
+    const mutated = withChecksums(mutate(tar, random));
+    const data = random(2) === 0 ? mutated : mutate(gzipSync(tar), random);
+    const unpacking = await pool.begin(folder, data.length, 'sha256');
+    try {
+      await unpacking.write(data);
+      await unpacking.end();
+    } catch (error) {
+      assert.ok(
+        error instanceof KeelsonError && error.code !== 'INTERNAL',
+        `seed ${seed}, round ${round}: ${error}`,
+      );
+      await unpacking.abort();
+    }
+  }
+  assert.equal(readdirSync(root).length, 150);
+  assert.deepEqual(readdirSync('/').sort(), machine);
+});
