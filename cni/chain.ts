@@ -1,5 +1,5 @@
 /** Running a network's plugins one after the other (CNI specification, section 3), as libcni does it. */
-import { KeelsonError } from '../runtime/host/errors.ts';
+import { abortError, KeelsonError } from '../runtime/host/errors.ts';
 import type { Network, PluginConfig } from './config.ts';
 import type { CniCommand, PluginRunner } from './plugin.ts';
 import { type CniResult, ResultProblem, readResult, writeResult } from './result.ts';
@@ -104,6 +104,8 @@ export function makeChain(runner: PluginRunner): Chain {
         const said = await invoke('ADD', settled, plugin, target, previous, signal);
         previous = parseAnswer(said, settled, plugin);
         onProgress(previous);
+        // The plugin may have gone on to its end after an abort.
+        if (signal?.aborted) throw abortError(signal, `attaching container ${target.containerId}`);
       }
       return previous!;
     },

@@ -62,9 +62,12 @@ export function makeCni(options: {
   readonly log: Logger;
   /** Milliseconds for each plugin. Default 60,000. */
   readonly deadlineMs?: number;
+  /** Milliseconds in which an ADD that is aborted may still end by itself. Default 5,000. */
+  readonly addGraceMs?: number;
 }): WatchedCni {
-  const { confDirs, binDirs, cacheDir, log, deadlineMs = 60_000 } = options;
-  const runner = makePluginRunner({ binDirs, deadlineMs, env: pluginEnvironment(process.env), log });
+  const { confDirs, binDirs, cacheDir, log, deadlineMs = 60_000, addGraceMs = 5000 } = options;
+  const env = pluginEnvironment(process.env);
+  const runner = makePluginRunner({ binDirs, deadlineMs, addGraceMs, env, log });
   const chain = makeChain(runner);
   const cache = makeAttachmentCache(cacheDir);
   const folders = makeNetworkFolders({ confDirs, log });

@@ -72,10 +72,15 @@ export function makePluginRunner(options: {
   readonly binDirs: readonly string[];
   /** Milliseconds for one plugin. */
   readonly deadlineMs: number;
+  /**
+   * Milliseconds that an ADD may go on after an abort. Plugins are not made to be killed: host-local, ended between
+   * making the file of an address and writing the owner into it, leaves an address that no DEL ever finds.
+   */
+  readonly addGraceMs: number;
   readonly env: Readonly<Record<string, string>>;
   readonly log: Logger;
 }): PluginRunner {
-  const { binDirs, deadlineMs, env, log } = options;
+  const { binDirs, deadlineMs, addGraceMs, env, log } = options;
   const found = new Map<string, string>();
 
   const find = async (type: string): Promise<string> => {
@@ -116,6 +121,7 @@ export function makePluginRunner(options: {
       deadlineMs,
       maxOutput,
       signal: call.signal,
+      abortGraceMs: call.command === 'ADD' ? addGraceMs : undefined,
       okCodes: 'any',
     });
   };

@@ -23,6 +23,8 @@ export interface ExecOptions {
   /** What happens past `maxOutput`: an error (default), or the rest is read and thrown away. */
   readonly onOverflow?: 'fail' | 'discard';
   readonly signal?: AbortSignal;
+  /** Milliseconds that the program may go on after an abort, to end by itself. Default 0. */
+  readonly abortGraceMs?: number;
   /** Run in a process group of its own, so that its children end with it. Default true. */
   readonly group?: boolean;
   /** Descriptor 3 of the program is a pipe that it writes to; called with our end of it. */
@@ -82,7 +84,12 @@ export async function exec(
       for (const pipe of [child.stdout, child.stderr, child.answer]) pipe?.destroy();
     }, killAfterMs);
   };
-  const onAbort = () => stop(abortError(signal!, `run of ${program}`));
+  let graceTimer: NodeJS.Timeout | undefined;
+  const onAbort = () => {
+    const aborted = () => stop(abortError(signal!, `run of ${program}`));
+    if (options.abortGraceMs === undefined) aborted();
+    else graceTimer = setTimeout(aborted, options.abortGraceMs);
+  };
   const deadline = setTimeout(
     () =>
       stop(new KeelsonError('DEADLINE_EXCEEDED', `${program} did not end within ${options.deadlineMs} ms`)),
@@ -113,6 +120,7 @@ export async function exec(
     collect(child.stderr),
   ]);
   clearTimeout(deadline);
+  clearTimeout(graceTimer);
   clearTimeout(killTimer);
   signal?.removeEventListener('abort', onAbort);
   child.stdin?.destroy();

@@ -248,12 +248,29 @@ test('a plugin that hangs is killed with its children, and the rest is undone ev
   assert.deepEqual(readdirSync(join(setup.cacheDir, 'results')), []);
 });
 
-test('an aborted ADD kills the plugin and is undone', async (t) => {
+test('a plugin that an abort meets at its work ends it, the next ones do not run, and all is undone', async (t) => {
+  const setup = setUp(t);
+  setup.plugin(
+    'first',
+    `[ $CNI_COMMAND = DEL ] && exit 0\ntouch ${setup.root}/started; sleep 0.3; ${answer('10.9.8.7/24')}`,
+  );
+  setup.plugin('second', 'exit 0');
+  setup.config('10.conflist', list([{ type: 'first' }, { type: 'second' }]));
+  const abort = new AbortController();
+  const adding = setup.cni().add(attachment('c1', netns), abort.signal);
+  while (!existsSync(join(setup.root, 'started'))) await new Promise((resolve) => setTimeout(resolve, 5));
+  abort.abort();
+  await assert.rejects(adding, failsWith('ABORTED'));
+  assert.deepEqual(commands(setup), ['ADD first', 'DEL second', 'DEL first']);
+  assert.deepEqual(readdirSync(join(setup.cacheDir, 'results')), []);
+});
+
+test('a plugin that does not end after an abort is killed and undone', async (t) => {
   const setup = setUp(t);
   setup.plugin('slow', `[ $CNI_COMMAND = DEL ] && exit 0\ntouch ${setup.root}/started; exec sleep 987654`);
   setup.config('10.conflist', list([{ type: 'slow' }]));
   const abort = new AbortController();
-  const adding = setup.cni().add(attachment('c1', netns), abort.signal);
+  const adding = setup.cni({ addGraceMs: 100 }).add(attachment('c1', netns), abort.signal);
   while (!existsSync(join(setup.root, 'started'))) await new Promise((resolve) => setTimeout(resolve, 5));
   abort.abort();
   await assert.rejects(adding, failsWith('ABORTED'));

@@ -24,6 +24,7 @@ export interface Setup {
     binDirs?: readonly string[];
     confDirs?: readonly string[];
     deadlineMs?: number;
+    addGraceMs?: number;
   }): ReturnType<typeof makeCni>;
   /** Calls in their order. */
   calls(): Call[];
@@ -65,6 +66,7 @@ ${body}
         cacheDir,
         log: makeLogger('silent'),
         deadlineMs: options.deadlineMs,
+        addGraceMs: options.addGraceMs,
       });
       t.after(() => made.close());
       return made;
