@@ -8,9 +8,9 @@ import type { Clock } from '../runtime/host/clock.ts';
 import { abortError, errnoOf, isError, KeelsonError } from '../runtime/host/errors.ts';
 import { requestError } from '../runtime/host/http.ts';
 import type { Descriptor } from './manifest.ts';
-import { type Repository, unavailable, withRetries } from './registry.ts';
+import { type Repository, unavailable, withRetries } from './registry/repository.ts';
 import { sharedWork } from './shared.ts';
-import type { Store } from './store.ts';
+import type { Store } from './store/store.ts';
 import type { UnpackPool } from './unpack/pool.ts';
 
 export interface WantedLayer {

@@ -16,8 +16,8 @@ import {
   platformRank,
 } from './manifest.ts';
 import { formatReference, type Reference, repositoryOf } from './reference.ts';
-import { openRepository, type Repository } from './registry.ts';
-import type { Store } from './store.ts';
+import { openRepository, type Repository } from './registry/repository.ts';
+import type { Store } from './store/store.ts';
 import type { UnpackPool } from './unpack/pool.ts';
 
 export interface PullOptions {

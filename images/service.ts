@@ -12,7 +12,7 @@ import { nodePlatform, type Platform } from './manifest.ts';
 import { pull } from './pull.ts';
 import { formatReference, imageIdOf, parseReference } from './reference.ts';
 import { sharedWork } from './shared.ts';
-import { openStore, type StoredImage } from './store.ts';
+import { openStore, type StoredImage } from './store/store.ts';
 import { makeUnpackPool } from './unpack/pool.ts';
 import type { UnpackLimits } from './unpack/protocol.ts';
 

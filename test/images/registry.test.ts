@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import { test } from 'node:test';
 import { gzipSync } from 'node:zlib';
-import { basicOf, credentialsFor, parseChallenges } from '../../images/auth.ts';
+import { basicOf, credentialsFor, parseChallenges } from '../../images/registry/auth.ts';
 import { describe, type ErrorCode, isError } from '../../runtime/host/errors.ts';
 import { type FakeRegistry, startFakeRegistry } from '../peers/fake-registry.ts';
 import { type BuiltImage, buildImage, descriptor, makeBlob, ociIndex, ociManifest } from '../peers/image.ts';

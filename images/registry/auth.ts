@@ -3,12 +3,12 @@
  * the token specification of the Docker registry (GET with a scope; POST with a refresh token for identity tokens).
  */
 
-import type { AuthConfig } from '../runtime/api.ts';
-import { KeelsonError } from '../runtime/host/errors.ts';
-import type { HttpClient } from '../runtime/host/http.ts';
+import type { AuthConfig } from '../../runtime/api.ts';
+import { KeelsonError } from '../../runtime/host/errors.ts';
+import type { HttpClient } from '../../runtime/host/http.ts';
+import { isObject } from '../manifest.ts';
+import { isAddressOf } from '../reference.ts';
 import { readBody } from './body.ts';
-import { isObject } from './manifest.ts';
-import { isAddressOf } from './reference.ts';
 
 export interface Challenge {
   /** Lower case. */

@@ -4,14 +4,14 @@
  * never shows credentials to any host but the registry and the token service that it names.
  */
 import { createHash } from 'node:crypto';
-import type { AuthConfig } from '../runtime/api.ts';
-import { type Clock, sleep } from '../runtime/host/clock.ts';
-import { isError, KeelsonError } from '../runtime/host/errors.ts';
-import type { HttpClient, HttpResponse } from '../runtime/host/http.ts';
+import type { AuthConfig } from '../../runtime/api.ts';
+import { type Clock, sleep } from '../../runtime/host/clock.ts';
+import { isError, KeelsonError } from '../../runtime/host/errors.ts';
+import type { HttpClient, HttpResponse } from '../../runtime/host/http.ts';
+import { type Descriptor, largestManifest, manifestTypes } from '../manifest.ts';
+import { endpointOf, isLoopback } from '../reference.ts';
 import { type Authorization, authorize, credentialsFor, parseChallenges } from './auth.ts';
 import { readBody } from './body.ts';
-import { type Descriptor, largestManifest, manifestTypes } from './manifest.ts';
-import { endpointOf, isLoopback } from './reference.ts';
 
 export interface RegistryOptions {
   readonly http: HttpClient;

@@ -9,11 +9,11 @@
 import { randomBytes } from 'node:crypto';
 import { type FileHandle, mkdir, open, rename } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Database } from '../runtime/host/database.ts';
-import { KeelsonError } from '../runtime/host/errors.ts';
-import { ensureFolder, listFolder, removeTree, syncFolder } from '../runtime/host/files.ts';
-import type { Logger } from '../runtime/host/log.ts';
-import { syncFilesystem } from '../runtime/host/syscalls.ts';
+import type { Database } from '../../runtime/host/database.ts';
+import { KeelsonError } from '../../runtime/host/errors.ts';
+import { ensureFolder, listFolder, removeTree, syncFolder } from '../../runtime/host/files.ts';
+import type { Logger } from '../../runtime/host/log.ts';
+import { syncFilesystem } from '../../runtime/host/syscalls.ts';
 import { groupedSync } from './sync.ts';
 
 export interface ImageRow {

@@ -1,7 +1,7 @@
 /** Reading small response bodies whole, with a limit. */
 import type { Readable } from 'node:stream';
-import { KeelsonError } from '../runtime/host/errors.ts';
-import { requestError } from '../runtime/host/http.ts';
+import { KeelsonError } from '../../runtime/host/errors.ts';
+import { requestError } from '../../runtime/host/http.ts';
 
 /** Throws IMAGE_INVALID past `limit` bytes, UNAVAILABLE, DEADLINE_EXCEEDED or ABORTED. `what` names the request. */
 export async function readBody(
