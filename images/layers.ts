@@ -8,7 +8,7 @@ import type { Clock } from '../runtime/host/clock.ts';
 import { abortError, errnoOf, isError, KeelsonError } from '../runtime/host/errors.ts';
 import { requestError } from '../runtime/host/http.ts';
 import type { Descriptor } from './manifest.ts';
-import { type Repository, unavailable, withRetries } from './registry/repository.ts';
+import { type LayerSource, unavailable, withRetries } from './registry/repository.ts';
 import { sharedWork } from './shared.ts';
 import type { Store } from './store/store.ts';
 import type { UnpackPool } from './unpack/pool.ts';
@@ -28,7 +28,7 @@ export interface Layers {
    */
   ensure(
     layer: WantedLayer,
-    from: Repository,
+    from: LayerSource,
     onProgress: LayerProgress,
     signal?: AbortSignal,
   ): Promise<void>;
@@ -51,15 +51,15 @@ export function makeLayers(options: {
   /** Fetches, verifies and commits one layer, once. */
   const fetchOnce = async (
     { descriptor, diffId }: WantedLayer,
-    from: Repository,
+    from: LayerSource,
     tell: LayerProgress,
     signal: AbortSignal,
   ): Promise<void> => {
     const what = `layer ${from.name}@${descriptor.digest}`;
     const folder = await store.stage();
     try {
-      const [body, unpacking] = await both(
-        from.blob(descriptor, signal),
+      const [{ body }, unpacking] = await both(
+        from.blob(descriptor, 0, signal),
         unpack.begin(folder, descriptor.size, descriptor.digest.split(':')[0]!),
       );
       const onAbort = () => void unpacking.abort();
@@ -93,7 +93,7 @@ export function makeLayers(options: {
     tell({ phase: 'done', bytes: descriptor.size });
   };
 
-  const start = async (layer: WantedLayer, from: Repository, signal: AbortSignal): Promise<void> => {
+  const start = async (layer: WantedLayer, from: LayerSource, signal: AbortSignal): Promise<void> => {
     queue ??= new (await import('p-queue')).default({ concurrency: parallel });
     const tell: LayerProgress = (progress) => {
       for (const listener of listeners.get(layer.diffId) ?? []) listener(progress);
@@ -138,13 +138,13 @@ export function makeLayers(options: {
 
 /** Both results; where one fails, the other is undone first. */
 async function both(
-  request: ReturnType<Repository['blob']>,
+  request: ReturnType<LayerSource['blob']>,
   begin: ReturnType<UnpackPool['begin']>,
 ): Promise<[Awaited<typeof request>, Awaited<typeof begin>]> {
   const [body, unpacking] = await Promise.allSettled([request, begin]);
   if (body.status === 'fulfilled' && unpacking.status === 'fulfilled') return [body.value, unpacking.value];
   if (unpacking.status === 'fulfilled') await unpacking.value.abort();
-  if (body.status === 'fulfilled') await body.value[Symbol.asyncIterator]().return?.();
+  if (body.status === 'fulfilled') await body.value.body[Symbol.asyncIterator]().return?.();
   throw body.status === 'rejected' ? body.reason : (unpacking as PromiseRejectedResult).reason;
 }
 

@@ -76,7 +76,13 @@ export async function pull(
     const image = formatReference(reference);
     const wanted = manifest.layers.map((descriptor, at) => {
       const tell = (progress: Pick<PullProgress, 'phase' | 'bytes'>) =>
-        onProgress({ image, digest: descriptor.digest, totalBytes: descriptor.size, ...progress });
+        onProgress({
+          image,
+          digest: descriptor.digest,
+          totalBytes: descriptor.size,
+          bytesPerSecond: 0,
+          ...progress,
+        });
       return layers.ensure({ descriptor, diffId: diffIds[at]! }, from, tell, either);
     });
     try {

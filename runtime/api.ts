@@ -352,6 +352,8 @@ export interface PullProgress {
   readonly phase: 'waiting' | 'downloading' | 'verifying' | 'done' | 'present';
   readonly bytes: number;
   readonly totalBytes: number;
+  /** Over the last seconds; 0 where nothing is downloaded. */
+  readonly bytesPerSecond: number;
 }
 
 /** runtime.v1.ImageService. */
@@ -376,4 +378,41 @@ export interface ImageService {
     readonly usedBytes: number;
     readonly usedInodes: number;
   }>;
+}
+
+export type ArchiveFormat = 'docker-archive' | 'oci-archive' | 'oci-layout';
+
+/** One layer of the store, as it was found. */
+export interface LayerReport {
+  readonly diffId: string;
+  /** Names or ids of the images that have it. */
+  readonly images: readonly string[];
+  readonly state: 'good' | 'damaged' | 'repaired';
+  /** What is wrong, for a layer that is or was damaged. */
+  readonly message: string;
+}
+
+/** What the CRI lacks of images: for the command line and for air-gapped sites. */
+export interface ImageArchives {
+  /**
+   * Takes in every image of an archive (tar, gzip, zstd) or layout folder at the absolute `path`. `pin` keeps what it
+   * brings from garbage collection. Throws NOT_FOUND, IMAGE_INVALID, IMAGE_UNSUPPORTED, IMAGE_DIGEST_MISMATCH, LAYER_UNSAFE,
+   * STORAGE_FULL, ABORTED.
+   */
+  importImages(
+    path: string,
+    options?: { pin?: boolean; signal?: AbortSignal; onProgress?: (progress: PullProgress) => void },
+  ): Promise<readonly Image[]>;
+  /** Writes images (names or ids) to `path`, which must not exist. Throws IMAGE_NOT_PRESENT, ALREADY_EXISTS, STORAGE_FULL, ABORTED. */
+  exportImages(
+    images: readonly string[],
+    path: string,
+    options: { format: ArchiveFormat; signal?: AbortSignal },
+  ): Promise<void>;
+  /** Checks every layer on disk against its diffID; with `repair`, damaged ones are made anew where their blob is kept. */
+  verifyImages(options?: {
+    repair?: boolean;
+    signal?: AbortSignal;
+    onLayer?: (report: LayerReport) => void;
+  }): Promise<readonly LayerReport[]>;
 }

@@ -21,9 +21,7 @@ export interface RegistryOptions {
 }
 
 /** One repository of one registry for one pull: what is learnt about authentication is kept here. */
-export interface Repository {
-  /** `docker.io/library/busybox`, for messages. */
-  readonly name: string;
+export interface Repository extends LayerSource {
   /**
    * The manifest or index that `reference` (a tag or digest) names, verified where it is a digest.
    * Throws IMAGE_NOT_FOUND, IMAGE_PULL_DENIED, IMAGE_DIGEST_MISMATCH, REGISTRY_UNAVAILABLE, ABORTED.
@@ -34,8 +32,22 @@ export interface Repository {
   ): Promise<{ bytes: Buffer; mediaType: string | undefined; digest: string }>;
   /** A small blob, whole and verified. Throws as `manifest`, and IMAGE_INVALID. */
   document(blob: Descriptor, signal?: AbortSignal): Promise<Buffer>;
-  /** The body of a blob, neither verified nor bounded. It must be read or destroyed. Throws as `manifest`. */
-  blob(blob: Descriptor, signal?: AbortSignal): Promise<AsyncIterable<Buffer>>;
+}
+
+/** Where the compressed layers of an image come from: a repository of a registry, or an archive. */
+export interface LayerSource {
+  /** For messages: `docker.io/library/busybox`, or the archive's path. */
+  readonly name: string;
+  /**
+   * The bytes of a blob from `offset` on, neither verified nor bounded; `offset` of the answer is where they begin in
+   * truth, which may be 0. The body must be read or destroyed. Throws IMAGE_NOT_FOUND, IMAGE_PULL_DENIED,
+   * REGISTRY_UNAVAILABLE, ABORTED.
+   */
+  blob(
+    blob: Descriptor,
+    offset: number,
+    signal?: AbortSignal,
+  ): Promise<{ readonly body: AsyncIterable<Buffer>; readonly offset: number }>;
 }
 
 /** Milliseconds before each further try of something transient. */
@@ -79,13 +91,13 @@ export function openRepository(
   /** One request with redirects followed; any status but 3xx. The body of the answer is the caller's. */
   const send = async (
     url: URL,
-    accept: string,
+    asked: Readonly<Record<string, string>>,
     what: string,
     signal?: AbortSignal,
   ): Promise<HttpResponse> => {
     let target = url;
     for (let hop = 0; hop <= mostRedirects; hop++) {
-      const headers: Record<string, string> = { accept };
+      const headers: Record<string, string> = { ...asked };
       if (authorization !== undefined && target.origin === base.origin)
         headers['authorization'] = authorization;
       const response = await http.request({ method: 'GET', url: target, headers, signal });
@@ -109,8 +121,13 @@ export function openRepository(
   };
 
   /** Sends; on 401 gets an authorization with each credential in turn, then as anonymous. */
-  const sendAuthorized = async (url: URL, accept: string, what: string, signal?: AbortSignal) => {
-    let response = await send(url, accept, what, signal);
+  const sendAuthorized = async (
+    url: URL,
+    asked: Readonly<Record<string, string>>,
+    what: string,
+    signal?: AbortSignal,
+  ) => {
+    let response = await send(url, asked, what, signal);
     if (response.statusCode !== 401) return response;
     await response.body.dump(); // Before anything that can fail: unread, it would keep its connection.
     const header = response.headers['www-authenticate'];
@@ -134,7 +151,7 @@ export function openRepository(
         continue;
       }
       if (authorization === undefined) continue;
-      response = await send(url, accept, what, signal);
+      response = await send(url, asked, what, signal);
       if (response.statusCode !== 401 && response.statusCode !== 403) return response;
       await response.body.dump();
     }
@@ -142,16 +159,21 @@ export function openRepository(
     throw denied(what, response.statusCode, credentials.length, refusal);
   };
 
-  /** The answer with status 200, or the error that any other one means. */
-  const get = async (url: URL, accept: string, what: string, signal?: AbortSignal): Promise<HttpResponse> => {
+  /** The answer with status 200, or 206 where a range was asked for, or the error that any other one means. */
+  const get = async (
+    url: URL,
+    asked: Readonly<Record<string, string>>,
+    what: string,
+    signal?: AbortSignal,
+  ): Promise<HttpResponse> => {
     let response: HttpResponse;
     try {
-      response = await sendAuthorized(url, accept, what, signal);
+      response = await sendAuthorized(url, asked, what, signal);
     } catch (error) {
       throw unavailable(error, what);
     }
     const status = response.statusCode;
-    if (status === 200) return response;
+    if (status === 200 || (status === 206 && asked['range'] !== undefined)) return response;
     const said = await errorText(response);
     if (status === 404) {
       throw new KeelsonError('IMAGE_NOT_FOUND', `${what}: not found${said}`, {
@@ -171,7 +193,7 @@ export function openRepository(
     return withRetries(clock, signal, async () => {
       const response = await get(
         new URL(`manifests/${reference}`, base),
-        manifestTypes.join(', '),
+        { accept: manifestTypes.join(', ') },
         what,
         signal,
       );
@@ -192,7 +214,7 @@ export function openRepository(
   const document: Repository['document'] = (blob, signal) => {
     const what = `blob ${name}@${blob.digest}`;
     return withRetries(clock, signal, async () => {
-      const response = await get(new URL(`blobs/${blob.digest}`, base), '*/*', what, signal);
+      const response = await get(new URL(`blobs/${blob.digest}`, base), { accept: '*/*' }, what, signal);
       const bytes = await readDocument(response, Math.min(blob.size, largestManifest), what, signal);
       const digest = digestOf(bytes, blob.digest.split(':')[0]!);
       if (digest !== blob.digest) {
@@ -206,9 +228,18 @@ export function openRepository(
     name,
     manifest,
     document,
-    async blob(blob, signal) {
+    async blob(blob, offset, signal) {
       const what = `layer ${name}@${blob.digest}`;
-      return (await get(new URL(`blobs/${blob.digest}`, base), '*/*', what, signal)).body;
+      const asked = { accept: '*/*', ...(offset > 0 && { range: `bytes=${offset}-` }) };
+      const response = await get(new URL(`blobs/${blob.digest}`, base), asked, what, signal);
+      if (response.statusCode === 200) return { body: response.body, offset: 0 };
+      const begins = /^bytes (\d+)-/.exec(headerText(response, 'content-range') ?? '')?.[1];
+      if (Number(begins) === offset) return { body: response.body, offset };
+      response.body.destroy();
+      throw new KeelsonError(
+        'REGISTRY_UNAVAILABLE',
+        `${what}: the registry sent another range than asked for`,
+      );
     },
   };
 }
