@@ -2,10 +2,10 @@
 import { flushCompileCache } from 'node:module';
 import { join } from 'node:path';
 import { makeCni } from '../cni/network.ts';
-import { makeImages } from '../images/service.ts';
+import { type ImagesOptions, makeImages } from '../images/service.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
 import { type Clock, systemClock } from '../runtime/host/clock.ts';
-import { openDatabase } from '../runtime/host/database.ts';
+import { type Database, openDatabase } from '../runtime/host/database.ts';
 import { KeelsonError } from '../runtime/host/errors.ts';
 import { ensureFolder } from '../runtime/host/files.ts';
 import { type Logger, makeLogger } from '../runtime/host/log.ts';
@@ -22,6 +22,8 @@ import { makeObjectCache } from './apiserver/objects.ts';
 import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
+import { type Handlers, imageVerbs } from './control/images.ts';
+import { startControl } from './control/server.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
@@ -92,15 +94,16 @@ async function assemble(
     await Promise.all(folders.map((folder) => ensureFolder(folder)));
     const db = openDatabase(join(keelson.stateDir, 'state.db'));
     after(() => db.close());
-    const images = await makeImages({
-      db,
-      stateDir: keelson.stateDir,
-      log: log.child({ room: 'images' }),
-      clock,
-      parallelDownloads: keelson.parallelDownloads,
-      insecureRegistries: keelson.insecureRegistries,
-    });
+    const images = await makeImages(imagesOptions(config, db, log, clock));
     after(() => images.close());
+    // From here on: images can be listed and pulled while the rest starts.
+    const control = await startControl({
+      runDir: keelson.runDir,
+      handlers: imageVerbs({ images }),
+      log: log.child({ room: 'control' }),
+      clock,
+    });
+    after(() => control.close());
     const cni = makeCni({
       confDirs: keelson.cniConfDirs,
       binDirs: keelson.cniBinDirs,
@@ -296,6 +299,42 @@ async function assemble(
     return closeAll;
   } catch (error) {
     await closeAll();
+    throw error;
+  }
+}
+
+function imagesOptions(config: AgentConfig, db: Database, log: Logger, clock: Clock): ImagesOptions {
+  const { keelson } = config;
+  return {
+    db,
+    stateDir: keelson.stateDir,
+    log: log.child({ room: 'images' }),
+    clock,
+    parallelDownloads: keelson.parallelDownloads,
+    insecureRegistries: keelson.insecureRegistries,
+  };
+}
+
+/**
+ * The image room alone, for a command where no agent runs. Throws DATABASE_LOCKED where one does; the lock is held until
+ * `close`.
+ */
+export async function openImageVerbs(
+  config: AgentConfig,
+): Promise<{ readonly handlers: Handlers; close(): Promise<void> }> {
+  process.umask(0o022);
+  const db = openDatabase(join(config.keelson.stateDir, 'state.db'));
+  try {
+    const images = await makeImages(imagesOptions(config, db, makeLogger('warn'), systemClock));
+    return {
+      handlers: imageVerbs({ images }),
+      async close() {
+        await images.close();
+        db.close();
+      },
+    };
+  } catch (error) {
+    db.close();
     throw error;
   }
 }
