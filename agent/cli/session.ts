@@ -24,10 +24,7 @@ export async function withControl<T>(
     interrupted.abort(new KeelsonError('ABORTED', `interrupted by ${name}`, { details: { signal: name } }));
   const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
   for (const name of signals) process.once(name, stop);
-  const unread = () =>
-    interrupted.abort(
-      new KeelsonError('ABORTED', 'nobody reads the output any more', { details: { signal: 'SIGPIPE' } }),
-    );
+  const unread = () => interrupted.abort(new KeelsonError('ABORTED', 'nobody reads the output any more'));
   process.stdout.on('error', unread);
   const { signal } = interrupted;
   let session: Session | undefined;

@@ -9,7 +9,7 @@ export interface Window {
 
 const idWidth = 12;
 const phaseWidth = 11;
-const amountWidth = 19;
+const amountWidth = 17;
 const speedWidth = 10;
 const narrowestBar = 10;
 const widestBar = 40;
