@@ -30,6 +30,7 @@ async function warm(): Promise<void> {
     import('./main.ts'),
     import('./config/yaml.ts'),
     import('node:https'),
+    import('./metrics/text.ts'),
     ...Object.values(commands).map((load) => load()),
   ]);
 }

@@ -25,6 +25,8 @@ import { type AgentConfig, loadConfig } from './config/load.ts';
 import { type Handlers, imageVerbs } from './control/images.ts';
 import { startControl } from './control/server.ts';
 import { watchManifests } from './manifests/watch.ts';
+import { processMetrics } from './metrics/process.ts';
+import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
 import { makePodManager, type PodsConfig } from './pods/manager.ts';
@@ -94,7 +96,8 @@ async function assemble(
     await Promise.all(folders.map((folder) => ensureFolder(folder)));
     const db = openDatabase(join(keelson.stateDir, 'state.db'));
     after(() => db.close());
-    const images = await makeImages(imagesOptions(config, db, log, clock));
+    const pulls = countPulls(await makeImages(imagesOptions(config, db, log, clock)), clock);
+    const { images } = pulls;
     after(() => images.close());
     // From here on: images can be listed and pulled while the rest starts.
     const control = await startControl({
@@ -278,6 +281,7 @@ async function assemble(
           throw new KeelsonError('NOT_FOUND', `the log of container "${container}" in pod "${name}" is gone`);
         },
         healthy,
+        metrics: [pulls.source, processMetrics],
       });
       after(() => api.close());
     }
