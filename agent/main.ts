@@ -4,9 +4,9 @@ import { join } from 'node:path';
 import { makeCni } from '../cni/network.ts';
 import { type ImagesOptions, makeImages } from '../images/service.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
-import { type Clock, systemClock } from '../runtime/host/clock.ts';
+import { type Clock, sleep, systemClock } from '../runtime/host/clock.ts';
 import { type Database, openDatabase } from '../runtime/host/database.ts';
-import { KeelsonError } from '../runtime/host/errors.ts';
+import { isError, KeelsonError } from '../runtime/host/errors.ts';
 import { ensureFolder } from '../runtime/host/files.ts';
 import { type Logger, makeLogger } from '../runtime/host/log.ts';
 import { giveMemoryBack } from '../runtime/host/memory.ts';
@@ -22,7 +22,9 @@ import { makeObjectCache } from './apiserver/objects.ts';
 import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
+import { agentListens } from './control/client.ts';
 import { type Handlers, imageVerbs } from './control/images.ts';
+import { socketName } from './control/protocol.ts';
 import { startControl } from './control/server.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { processMetrics } from './metrics/process.ts';
@@ -41,6 +43,9 @@ export interface AgentOptions {
   readonly nodeName: string | undefined;
   readonly nodeIp: string | undefined;
 }
+
+/** A command that works on the images where no agent runs is waited for so long. */
+const commandMs = 60_000;
 
 /** After a start or a change of containers, when memory that only they needed is given back. */
 const calmMs = 10_000;
@@ -94,7 +99,7 @@ async function assemble(
   try {
     const folders = [keelson.runDir, keelson.kubeletDir, config.podLogsDir, keelson.containerLogsDir];
     await Promise.all(folders.map((folder) => ensureFolder(folder)));
-    const db = openDatabase(join(keelson.stateDir, 'state.db'));
+    const db = await openState(config, log, clock);
     after(() => db.close());
     const pulls = countPulls(await makeImages(imagesOptions(config, db, log, clock)), clock);
     const { images } = pulls;
@@ -304,6 +309,26 @@ async function assemble(
   } catch (error) {
     await closeAll();
     throw error;
+  }
+}
+
+/**
+ * Opens the database. Where it is locked and no agent answers, a command of the command line works on the images (see
+ * agent/cli/session.ts): that is waited for. Throws DATABASE_LOCKED after a minute, or at once where an agent answers.
+ */
+async function openState({ keelson }: AgentConfig, log: Logger, clock: Clock): Promise<Database> {
+  const path = join(keelson.stateDir, 'state.db');
+  const patience = clock.monotonic() + commandMs;
+  for (let told = false; ; told = true) {
+    try {
+      return openDatabase(path); // Tries for a second.
+    } catch (error) {
+      if (!isError(error, 'DATABASE_LOCKED') || clock.monotonic() > patience) throw error;
+      if (await agentListens(join(keelson.runDir, socketName))) throw error;
+      if (!told) log.warn({ path }, 'the database is in use by another keelson process: waiting for its end');
+    }
+    // The kernel tells nobody that a lock has become free.
+    await sleep(clock, 200);
   }
 }
 

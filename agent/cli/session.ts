@@ -69,8 +69,8 @@ async function openSession(configFile: string | undefined, signal: AbortSignal):
 }
 
 /**
- * The store in this process, under the database's lock, which is held until the command ends: an agent that is started
- * meanwhile says that the database is in use, and ends.
+ * The store in this process, under the database's lock, which is held until the command ends. An agent that is started
+ * meanwhile waits for a minute (agent/main.ts), and then ends for its supervisor to start it again.
  */
 async function openHere(config: AgentConfig): Promise<Session> {
   const { stateDir } = config.keelson;
@@ -78,7 +78,7 @@ async function openHere(config: AgentConfig): Promise<Session> {
     const { openImageVerbs } = await import('../main.ts');
     const { handlers, close } = await openImageVerbs(config);
     process.stderr.write(
-      `no agent runs: working on ${stateDir} directly; an agent cannot start until this ends\n`,
+      `no agent runs: working on ${stateDir} directly; an agent that starts waits for this to end\n`,
     );
     return { control: { call: (verb, request, options) => handlers[verb](request, options) }, close };
   } catch (error) {

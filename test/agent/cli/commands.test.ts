@@ -426,7 +426,7 @@ test('without an agent the command opens the store itself, and says so', async (
   assert.deepEqual(JSON.parse(stdout), { images: [] });
   assert.equal(
     stderr,
-    `no agent runs: working on ${here.stateDir} directly; an agent cannot start until this ends\n`,
+    `no agent runs: working on ${here.stateDir} directly; an agent that starts waits for this to end\n`,
   );
   const gone = await here.run('rm', 'none:1');
   assert.equal(gone.code, 1);
