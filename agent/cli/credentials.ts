@@ -59,9 +59,9 @@ export function askHidden(question: string): Promise<string> {
   const { stdin, stderr } = process;
   return new Promise((resolve, reject) => {
     let typed = '';
-    stderr.write(question);
     stdin.setEncoding('utf8');
-    stdin.setRawMode(true);
+    stdin.setRawMode(true); // Before the question: who answers at once must not see it either.
+    stderr.write(question);
     const end = () => {
       stdin.setRawMode(false);
       stdin.off('data', take);

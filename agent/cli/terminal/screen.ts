@@ -36,7 +36,7 @@ export function makeScreen(terminal: Terminal): Screen {
       drawn = lines;
     },
     end() {
-      terminal.write(showCursor);
+      if (drawn.length > 0) terminal.write(showCursor);
     },
   };
 }
