@@ -98,6 +98,13 @@ async function assemble(
       log: log.child({ room: 'images' }),
       clock,
       parallelDownloads: keelson.parallelDownloads,
+      downloadBytesInFlight:
+        keelson.downloadBytesInFlight === undefined ? undefined : keelson.downloadBytesInFlight * 2 ** 20,
+      keepBlobs: keelson.keepBlobs,
+      fetchPolicy: {
+        minBytesPerSecond: keelson.downloadMinSpeed * 1024,
+        stallMs: keelson.downloadStallTimeout,
+      },
       insecureRegistries: keelson.insecureRegistries,
     });
     after(() => images.close());
