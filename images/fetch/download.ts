@@ -67,20 +67,20 @@ export async function download(options: Download): Promise<void> {
   const { descriptor, what, inlet, clock, policy, random, counters, link, signal } = options;
   const { size } = descriptor;
   const tries = countTries(policy, random, inlet.received);
+  const short = () =>
+    new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: the registry sent ${inlet.received} of ${size} bytes`);
   while (inlet.received < size) {
     try {
       await oneConnection(options);
       if (inlet.received >= size) return;
-      throw new KeelsonError(
-        'REGISTRY_UNAVAILABLE',
-        `${what}: the registry sent ${inlet.received} of ${size} bytes`,
-      );
+      throw short();
     } catch (caught) {
       const error = unavailable(requestError(caught, what, signal), what);
       if (signal.aborted || !isError(error, 'REGISTRY_UNAVAILABLE')) throw error;
       if (inlet.received >= size) return; // It broke after the last byte.
       const delay = tries.next(inlet.received);
-      if (delay === undefined) throw error;
+      // 416: asked for what follows, it says that nothing does.
+      if (delay === undefined) throw error.details['status'] === 416 ? short() : error;
       link.broken = true;
       counters.retries++;
       await sleep(clock, delay, signal);
