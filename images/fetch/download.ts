@@ -88,8 +88,8 @@ export async function download(options: Download): Promise<void> {
   }
 }
 
-/** How often in the time of a stall it is looked whether there is one. */
-const looksPerStall = 6;
+/** Milliseconds until it is looked again whether the connection has stalled, and how fast it is. */
+const lookEvery = (policy: FetchPolicy) => Math.min(1000, policy.stallMs / 6);
 
 async function oneConnection(options: Download): Promise<void> {
   const { descriptor, from, what, inlet, spool, progress, clock, policy, counters, link } = options;
@@ -146,9 +146,9 @@ async function oneConnection(options: Download): Promise<void> {
       );
     }
     progress.bytes(now, inlet.received, 0);
-    cancel = clock.after(policy.stallMs / looksPerStall, look);
+    cancel = clock.after(lookEvery(policy), look);
   };
-  cancel = clock.after(policy.stallMs / looksPerStall, look);
+  cancel = clock.after(lookEvery(policy), look);
   try {
     await readAll(body, take, signal, (held) => {
       if (held) floor.hold(clock.monotonic());

@@ -46,6 +46,6 @@ export async function openPartials(options: {
   return {
     path,
     exclusive: (digest, body) => users.run(digest, body),
-    remove: (digest) => rm(path(digest), { force: true }),
+    remove: (digest) => rm(path(digest), { recursive: true, force: true }),
   };
 }

@@ -14,7 +14,7 @@ export interface SeenRequest {
 /** What happens to a connection after `bytes` of the answer: it breaks, or nothing more comes. */
 export interface Fault {
   readonly bytes: number;
-  readonly then: 'break' | 'hang';
+  readonly how: 'break' | 'hang';
 }
 
 export interface FakeRegistry {
@@ -64,7 +64,7 @@ export async function startFakeRegistry(t: { after(fn: () => Promise<void>): voi
       });
     served.set(digest, (served.get(digest) ?? 0) + body.length);
     if (fault === undefined) response.end(body);
-    else response.write(body, () => fault.then === 'break' && response.destroy());
+    else response.write(body, () => fault.how === 'break' && response.destroy());
   };
   const server = createServer((request, response) => {
     const path = request.url ?? '';
