@@ -81,7 +81,8 @@ export async function download(options: Download): Promise<void> {
       const delay = tries.next(inlet.received);
       // 416: asked for what follows, it says that nothing does.
       if (delay === undefined) throw error.details['status'] === 416 ? short() : error;
-      link.broken = true;
+      // With nothing here yet, nothing has broken: it was refused.
+      if (inlet.received > 0) link.broken = true;
       counters.retries++;
       await sleep(clock, delay, signal);
     }

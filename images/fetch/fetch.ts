@@ -45,8 +45,15 @@ export interface FetchOptions {
   readonly counters: Counters;
 }
 
-/** Says that the bytes are not what they should be. */
-const wrongContent = ['IMAGE_DIGEST_MISMATCH', 'IMAGE_INVALID', 'IMAGE_UNSUPPORTED', 'LAYER_UNSAFE'] as const;
+/** Failures that say nothing against the bytes that are here. After any other they are not trusted again. */
+const onTheWay = [
+  'ABORTED',
+  'REGISTRY_UNAVAILABLE',
+  'IMAGE_NOT_FOUND',
+  'IMAGE_PULL_DENIED',
+  'UNAVAILABLE',
+  'DEADLINE_EXCEEDED',
+] as const;
 
 /** Resolves when the layer is committed. Throws as `Layers.ensure`. */
 export function fetchLayer(
@@ -68,7 +75,8 @@ export function fetchLayer(
       } catch (error) {
         if (signal.aborted) throw abortError(signal, what);
         // Bytes of several connections or of an earlier process need not be one: all of them at once may be good.
-        if (anew || !run.pieced || !isError(error, ...wrongContent)) throw layerError(error, what, stateDir);
+        const told = layerError(error, what, stateDir);
+        if (anew || !run.pieced || isError(told, 'STORAGE_FULL', ...onTheWay)) throw told;
         log.warn({ layer: digest, from: from.name, why: describe(error) }, 'fetching a layer once more');
       }
     }
@@ -112,6 +120,7 @@ async function fetchOnce(options: FetchOptions, run: Run): Promise<void> {
     spool = makeSpool({
       path: partials.path(digest),
       from: local?.size ?? 0,
+      mostPending: policy.spoolPendingBytes,
       decide: (bytes) =>
         spoolDecision(policy, { keep: keepBlobs, bytes, broken: link.broken, ...link.seen(bytes) }),
       onFailure: (error) => {
@@ -149,18 +158,24 @@ async function fetchOnce(options: FetchOptions, run: Run): Promise<void> {
     run.pieced = local !== undefined || link.broken;
     await abortUnpacking();
     store.discard(folder);
-    if (isError(error, ...wrongContent)) {
-      keepPart = false;
-      if (local?.kind === 'blob') await blobs.remove(digest);
+    keepPart = signal.aborted || isError(error, ...onTheWay);
+    if (!keepPart && local?.kind === 'blob') {
+      // The only copy on a site without a network is not thrown away for what something else may have done.
+      if (await blobs.verify(digest)) run.pieced = false;
+      else await blobs.remove(digest);
     }
-    if (isError(layerError(error, what, ''), 'STORAGE_FULL')) keepPart = false;
     throw error;
   } finally {
     signal.removeEventListener('abort', abortUnpacking);
     inlet.close();
-    await local?.handle.close();
-    await spool?.close(keepPart);
-    if (!keepPart) await partials.remove(digest);
+    try {
+      await local?.handle.close();
+      await spool?.close(keepPart);
+      if (!keepPart) await partials.remove(digest);
+    } catch (err) {
+      // The layer is committed, or something worse has happened.
+      log.warn({ err, layer: digest }, 'cannot put away a part of a layer');
+    }
   }
 }
 

@@ -14,7 +14,7 @@ import { fetchLayer, type WantedLayer } from './fetch.ts';
 import { makeFlight } from './inlet.ts';
 import { type FetchMetrics, makeCounters } from './metrics.ts';
 import type { Partials } from './partial.ts';
-import { defaultPolicy, type FetchPolicy } from './policy.ts';
+import { defaultPolicy, type FetchPolicy, policyFor } from './policy.ts';
 import { type FetchQueue, makeFetchQueue } from './queue.ts';
 import { type LayerStep, tellProgress } from './speed.ts';
 
@@ -73,7 +73,7 @@ export function makeLayers(options: LayersOptions): Layers {
   const fetchOptions = {
     ...options,
     keepBlobs: options.keepBlobs ?? false,
-    policy: options.policy ?? defaultPolicy,
+    policy: policyFor(options.policy ?? defaultPolicy, parallel),
     random: options.random ?? Math.random,
     flight,
     counters,

@@ -13,6 +13,8 @@ export interface FetchPolicy {
   readonly decideAfterBytes: number;
   /** …or after so many milliseconds, whichever comes first. Until then it is kept in memory. */
   readonly decideAfterMs: number;
+  /** Bytes of one layer that may wait for the disk before the network does, too. */
+  readonly spoolPendingBytes: number;
   /** Bytes a second from which on a link is fast: fetching again costs less than writing everything twice. */
   readonly fastBytesPerSecond: number;
   /** Milliseconds after which a part of a layer that nobody has asked for is removed. */
@@ -28,10 +30,24 @@ export const defaultPolicy: FetchPolicy = {
   progressBytes: 64 << 10,
   decideAfterBytes: 4 << 20,
   decideAfterMs: 2000,
+  spoolPendingBytes: 4 << 20,
   fastBytesPerSecond: 40_000_000,
   partialMaxAgeMs: 7 * 24 * 3600 * 1000,
   partialMaxBytes: 2 * 2 ** 30,
 };
+
+/** Bytes that all layers together may keep in memory for the sake of their parts on disk. */
+const mostSpoolMemory = 16 << 20;
+
+/** The policy with `parallel` fetches at once: many of them keep less each. */
+export function policyFor(policy: FetchPolicy, parallel: number): FetchPolicy {
+  const share = Math.floor(mostSpoolMemory / parallel);
+  return {
+    ...policy,
+    decideAfterBytes: Math.min(policy.decideAfterBytes, share),
+    spoolPendingBytes: Math.min(policy.spoolPendingBytes, share),
+  };
+}
 
 /** What is known of a fetch when it is decided whether its bytes are written down as they come. */
 export interface LinkSeen {

@@ -17,16 +17,15 @@ export interface SpoolOptions {
   readonly path: string;
   /** Bytes that the file has already: it is continued there. */
   readonly from: number;
+  /** Bytes that may wait for the disk before the giver is asked to wait too. */
+  readonly mostPending: number;
   /** Asked with the bytes so far until the answer is not `wait`. */
   readonly decide: (bytes: number) => 'wait' | 'write' | 'drop';
   /** The disk refused; the file is gone, and nothing more is written. */
   readonly onFailure: (error: unknown) => void;
 }
 
-/** Bytes that may wait for the disk before the giver is asked to wait too. */
-const mostPending = 4 << 20;
-
-export function makeSpool({ path, from, decide, onFailure }: SpoolOptions): Spool {
+export function makeSpool({ path, from, mostPending, decide, onFailure }: SpoolOptions): Spool {
   const { O_WRONLY, O_CREAT, O_TRUNC, O_NOFOLLOW } = constants;
   const flags = O_WRONLY | O_CREAT | O_NOFOLLOW | (from === 0 ? O_TRUNC : 0);
   let state: 'wait' | 'write' | 'drop' = from > 0 ? 'write' : 'wait';

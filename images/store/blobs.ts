@@ -5,10 +5,11 @@
  * A blob becomes real in the order: file synced, renamed, folder synced, row. It goes in the opposite order. So a crash
  * leaves files without a row, which the next start removes. Who reads one verifies it again: disks rot.
  */
+import { createHash } from 'node:crypto';
 import { constants, type FileHandle, lstat, mkdir, open, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Database } from '../../runtime/host/database.ts';
-import { errnoOf, KeelsonError } from '../../runtime/host/errors.ts';
+import { errnoOf, isError, KeelsonError } from '../../runtime/host/errors.ts';
 import { ensureFolder, listFolder, syncFolder } from '../../runtime/host/files.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 
@@ -34,6 +35,8 @@ export interface Blobs {
    * Throws what the disk says; the file may then be anywhere or nowhere.
    */
   add(path: string, blob: KeptBlob): Promise<void>;
+  /** Whether the bytes on disk are still what the digest says; false where there are none. */
+  verify(digest: string): Promise<boolean>;
   /** Idempotent. */
   remove(digest: string): Promise<void>;
   /** At a start: removes files that have no row, and rows whose file is gone or has another size. */
@@ -77,17 +80,32 @@ export async function openBlobs(db: Database, stateDir: string, log: Logger): Pr
     await rm(pathOf(digest), { force: true });
   };
 
+  const openBlob = async (digest: string): Promise<FileHandle> => {
+    try {
+      return await open(pathOf(digest), constants.O_RDONLY | constants.O_NOFOLLOW);
+    } catch (error) {
+      if (errnoOf(error) !== 'ENOENT') throw error;
+      throw new KeelsonError('NOT_FOUND', `blob ${digest} is not kept in ${root}`);
+    }
+  };
+
   return {
     blobOf: (diffId) =>
       read(sql('SELECT * FROM blobs WHERE diff_id = ? ORDER BY rowid DESC LIMIT 1').get(diffId)),
     find: (digest) => read(sql('SELECT * FROM blobs WHERE digest = ?').get(digest)),
     list,
-    async open(digest) {
+    open: openBlob,
+    async verify(digest) {
+      const [algorithm, hex] = digest.split(':') as [string, string];
       try {
-        return await open(pathOf(digest), constants.O_RDONLY | constants.O_NOFOLLOW);
+        const hash = createHash(algorithm);
+        // In small pieces: other work of the main thread comes between them.
+        const stream = (await openBlob(digest)).createReadStream({ highWaterMark: 256 << 10 });
+        for await (const chunk of stream as AsyncIterable<Buffer>) hash.update(chunk);
+        return hash.digest('hex') === hex;
       } catch (error) {
-        if (errnoOf(error) !== 'ENOENT') throw error;
-        throw new KeelsonError('NOT_FOUND', `blob ${digest} is not kept in ${root}`);
+        if (isError(error, 'NOT_FOUND') || errnoOf(error) === 'EIO') return false;
+        throw error;
       }
     },
     async add(path, blob) {

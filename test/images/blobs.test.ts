@@ -61,8 +61,12 @@ test('a blob is found by digest and by what it unpacks to', async (t) => {
   await handle.close();
   assert.equal(statSync(join(folder, 'blobs')).mode & 0o777, 0o700);
 
+  assert.equal(await blobs.verify(second.digest), true);
+  writeFileSync(pathOf(folder, second.digest), 'sekond');
+  assert.equal(await blobs.verify(second.digest), false);
   await blobs.remove(second.digest);
   await blobs.remove(second.digest);
+  assert.equal(await blobs.verify(second.digest), false);
   assert.deepEqual(blobs.blobOf(first.diffId), first);
   await assert.rejects(
     blobs.open(second.digest),
@@ -149,4 +153,18 @@ test('a kept blob is used instead of the network, and replaced where it has rott
       assert.equal(blobs.find(little.digest) !== undefined, keepBlobs);
     }
   }
+});
+
+test('a good blob is not thrown away because its layer cannot be made', { skip }, async (t) => {
+  const registry = await startFakeRegistry(t);
+  registry.image('1', image);
+  const { images, db, folder } = await openImages(t, { limits: { entries: 1000, bytes: 100_000 } });
+  const blobs = await openBlobs(db, folder, log);
+  const { digest, mediaType, diffId, data } = image.layers[0]!;
+  writeFileSync(join(folder, 'incoming'), data);
+  await blobs.add(join(folder, 'incoming'), { digest, size: data.length, mediaType, diffId });
+  await assert.rejects(images.pullImage({ image: `${registry.host}/a:1` }), { code: 'LAYER_UNSAFE' });
+  assert.equal(registry.count(digest), 0);
+  assert.equal(await blobs.verify(digest), true);
+  assert.ok(blobs.find(digest));
 });

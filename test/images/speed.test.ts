@@ -6,6 +6,7 @@ import {
   defaultPolicy,
   expiredPartials,
   type LinkSeen,
+  policyFor,
   spoolDecision,
 } from '../../images/fetch/policy.ts';
 import { byteWindow, type LayerStep, tellProgress, throughputFloor } from '../../images/fetch/speed.ts';
@@ -141,6 +142,14 @@ test('what is written down: kept blobs, broken and slow links; never on a fast l
   ];
   for (const [change, expected] of cases) {
     assert.equal(spoolDecision(policy, { ...seen, ...change }), expected, JSON.stringify(change));
+  }
+});
+
+test('many fetches at once keep less each', () => {
+  for (const parallel of [1, 3, 4, 5, 64]) {
+    const { decideAfterBytes, spoolPendingBytes } = policyFor(defaultPolicy, parallel);
+    assert.ok(decideAfterBytes * parallel <= 16 << 20 && spoolPendingBytes * parallel <= 16 << 20);
+    assert.ok(decideAfterBytes <= defaultPolicy.decideAfterBytes && decideAfterBytes >= 256 << 10);
   }
 });
 
