@@ -61,6 +61,7 @@ export class FairQueue {
     if (waiting === undefined) return;
     waiting.gone = true;
     this.#byId.delete(id);
+    if (this.#byId.size === 0) this.#lines.clear();
   }
 
   filter({ image = '' }: Readonly<Place>): Run[] {

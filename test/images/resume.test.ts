@@ -428,3 +428,34 @@ test('no space for the layer is told with what and where', { skip }, async (t) =
   assert.deepEqual(partials(folder), []);
   await close();
 });
+
+test('what a part on disk makes of the archive is not blamed on the registry', { skip }, async (t) => {
+  // An archive that is well-formed, but that no file system takes: a name with too long a part.
+  const bad = buildImage({
+    layers: [{ files: [{ path: 'n'.repeat(300), content: randomBytes(mib) }], compression: 'none' }],
+  }).layers[0]!;
+  const registry = await startFakeRegistry(t);
+  const plain = imageOf('none');
+  const blob = plain.layers[0]!;
+  registry.image('1', plain);
+  const { images, folder } = await openImages(t);
+  writeFileSync(partialOf(folder, blob), bad.data);
+  await assertWhole(images, await images.pullImage({ image: `${registry.host}/a:1` }));
+  assert.deepEqual(ranges(registry, blob).at(-1), undefined);
+});
+
+test('a closed store leaves its parts to the next', { skip }, async (t) => {
+  const registry = await startFakeRegistry(t);
+  registry.image('1', image);
+  registry.fail(layer, { bytes: 2 * mib, how: 'hang' });
+  const folder = temporaryFolder(t);
+  const first = await openImages(t, { folder, fetchPolicy: eager });
+  const name = { image: `${registry.host}/a:1` };
+  const pull = assert.rejects(first.images.pullImage(name), { code: 'ABORTED' });
+  await untilSize(partialOf(folder), 2 * mib);
+  await first.close();
+  await pull;
+  const second = await openImages(t, { folder });
+  await assertWhole(second.images, await second.images.pullImage(name));
+  assert.equal(registry.served(layer), size);
+});
