@@ -151,7 +151,7 @@ async function fetchOnce(options: FetchOptions, run: Run): Promise<void> {
       await blobs.add(partials.path(digest), { digest, size, mediaType, diffId: layer.diffId });
     }
     if (signal.aborted) throw abortError(signal, what);
-    await store.commitLayer(folder, { diffId: layer.diffId, size: result.size, inodes: result.inodes });
+    await store.commitLayer(folder, { ...result, diffId: layer.diffId });
     keepPart = false;
   } catch (caught) {
     const error = failed.signal.aborted && !signal.aborted ? failed.signal.reason : caught;
