@@ -340,6 +340,13 @@ function imagesOptions(config: AgentConfig, db: Database, log: Logger, clock: Cl
     log: log.child({ room: 'images' }),
     clock,
     parallelDownloads: keelson.parallelDownloads,
+    downloadBytesInFlight:
+      keelson.downloadBytesInFlight === undefined ? undefined : keelson.downloadBytesInFlight * 2 ** 20,
+    keepBlobs: keelson.keepBlobs,
+    fetchPolicy: {
+      minBytesPerSecond: keelson.downloadMinSpeed * 1024,
+      stallMs: keelson.downloadStallTimeout,
+    },
     insecureRegistries: keelson.insecureRegistries,
   };
 }
