@@ -3,6 +3,7 @@ import { flushCompileCache } from 'node:module';
 import { join } from 'node:path';
 import { makeCni } from '../cni/network.ts';
 import { type ImagesOptions, makeImages } from '../images/service.ts';
+import { serveCri } from '../runtime/cri/serve.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
 import { type Clock, sleep, systemClock } from '../runtime/host/clock.ts';
 import { type Database, openDatabase } from '../runtime/host/database.ts';
@@ -42,6 +43,8 @@ export interface AgentOptions {
   /** Over the configuration's. */
   readonly nodeName: string | undefined;
   readonly nodeIp: string | undefined;
+  /** Only the runtime and its CRI socket, for the kubelet of others: no pods of its own, no apiserver. */
+  readonly runtimeOnly?: boolean;
 }
 
 /** A command that works on the images where no agent runs is waited for so long. */
@@ -60,7 +63,7 @@ export async function startAgent(options: AgentOptions): Promise<void> {
   for (const warning of config.warnings) log.warn(warning);
   // A failure that nobody waited for is a bug, and no reason to leave the node without its agent.
   process.on('unhandledRejection', (error) => log.error({ err: error }, 'a failure that nobody handled'));
-  const close = await assemble(config, options.kubeconfigFile, log, clock);
+  const close = await assemble(config, options, log, clock);
   let ending = false;
   const end = (signal: string) => {
     if (ending) return;
@@ -76,7 +79,7 @@ export async function startAgent(options: AgentOptions): Promise<void> {
 /** Opens the rooms from the floor up; returns what closes them in the other order and never rejects. */
 async function assemble(
   config: AgentConfig,
-  kubeconfigFile: string | undefined,
+  { kubeconfigFile, runtimeOnly = false }: AgentOptions,
   log: Logger,
   clock: Clock,
 ): Promise<() => Promise<void>> {
@@ -135,6 +138,22 @@ async function assemble(
     after(() => runtime.close());
     for (const condition of await runtime.status()) {
       if (!condition.status) log.error({ condition: condition.type }, condition.message);
+    }
+    const criSocket = keelson.criSocket ?? join(keelson.runDir, 'keelson.sock');
+    if (criSocket !== '') {
+      const cri = await serveCri({
+        socket: criSocket,
+        runtime,
+        images,
+        log: log.child({ room: 'cri' }),
+        clock,
+        info: async () => ({ config: { ...keelson, cgroupDriver: config.cgroupDriver } }),
+      });
+      after(() => cri.close());
+    }
+    if (runtimeOnly) {
+      log.info({ version, criSocket }, 'the runtime is up');
+      return closeAll;
     }
 
     const client =

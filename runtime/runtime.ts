@@ -11,11 +11,14 @@ import type {
   ContainerStatus,
   PodSandbox,
   PodSandboxStatus,
+  RuntimeDetails,
   RuntimeService,
+  RuntimeStats,
 } from './api.ts';
 import { makeContainers } from './container.ts';
 import { makeContainerEnds } from './container_end.ts';
 import { type Context, layOut, makePrograms, readBootId, readHostFacts } from './context.ts';
+import { makeDetails } from './details.ts';
 import { watchExits } from './exits.ts';
 import { detectCgroups } from './host/cgroups.ts';
 import type { Clock } from './host/clock.ts';
@@ -29,8 +32,9 @@ import { makeSandboxes } from './sandbox.ts';
 import { wantedNamespaces } from './sandbox_config.ts';
 import { makeNamespacePinner, pinPaths } from './sandbox_namespaces.ts';
 import { type ContainerRecord, openState, type SandboxRecord } from './state.ts';
+import { makeStats } from './stats.ts';
 
-export interface EmbeddedRuntime extends RuntimeService {
+export interface EmbeddedRuntime extends RuntimeService, RuntimeStats, RuntimeDetails {
   /** Ends watching; containers go on. Waits for what is being cleaned up. */
   close(): Promise<void>;
 }
@@ -161,6 +165,8 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
   };
 
   return {
+    ...makeDetails(context, Object.keys(handlers)),
+    ...makeStats(context),
     version: async () => ({ runtimeName: 'keelson', runtimeVersion: options.version }),
     async status() {
       const missing = context.programs.missing();
@@ -299,5 +305,7 @@ function containerStatus(record: ContainerRecord, logPath: string): ContainerSta
     imageDigestRef: record.imageDigestRef,
     pid: state === 'running' ? (init?.pid ?? 0) : 0,
     user: record.user,
+    stopSignal: record.stopSignal,
+    resources: config.linux.resources,
   };
 }
