@@ -18,7 +18,6 @@ import type {
 import { makeContainers } from './container.ts';
 import { makeContainerEnds } from './container_end.ts';
 import { type Context, layOut, makePrograms, readBootId, readHostFacts } from './context.ts';
-import { makeDetails } from './details.ts';
 import { watchExits } from './exits.ts';
 import { detectCgroups } from './host/cgroups.ts';
 import type { Clock } from './host/clock.ts';
@@ -28,11 +27,12 @@ import type { Logger } from './host/log.ts';
 import { logPathOf } from './oci/bundle.ts';
 import { isAlive } from './processes.ts';
 import { recover } from './recovery.ts';
+import { makeDetails } from './report/details.ts';
+import { makeStats } from './report/stats.ts';
 import { makeSandboxes } from './sandbox.ts';
 import { wantedNamespaces } from './sandbox_config.ts';
 import { makeNamespacePinner, pinPaths } from './sandbox_namespaces.ts';
 import { type ContainerRecord, openState, type SandboxRecord } from './state.ts';
-import { makeStats } from './stats.ts';
 
 export interface EmbeddedRuntime extends RuntimeService, RuntimeStats, RuntimeDetails {
   /** Ends watching; containers go on. Waits for what is being cleaned up. */

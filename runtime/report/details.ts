@@ -1,10 +1,10 @@
 /** What the runtime tells of itself and of what it runs, for kubelets and for people who look closer. */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { RuntimeDetails } from './api.ts';
-import type { Context } from './context.ts';
-import { KeelsonError } from './host/errors.ts';
-import { pinnedNetwork } from './sandbox_namespaces.ts';
+import type { RuntimeDetails } from '../api.ts';
+import type { Context } from '../context.ts';
+import { KeelsonError } from '../host/errors.ts';
+import { pinnedNetwork } from '../sandbox_namespaces.ts';
 
 export function makeDetails(context: Context, handlers: readonly string[]): RuntimeDetails {
   const { state, folders, cgroupDriver } = context;
