@@ -3,7 +3,7 @@ import { flushCompileCache } from 'node:module';
 import { join } from 'node:path';
 import { makeCni } from '../cni/network.ts';
 import { type ImagesOptions, makeImages } from '../images/service.ts';
-import { serveCri } from '../runtime/cri/serve.ts';
+import { loadModules, serveCri } from '../runtime/cri/serve.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
 import { type Clock, sleep, systemClock } from '../runtime/host/clock.ts';
 import { type Database, openDatabase } from '../runtime/host/database.ts';
@@ -52,6 +52,11 @@ const commandMs = 60_000;
 
 /** After a start or a change of containers, when memory that only they needed is given back. */
 const calmMs = 10_000;
+
+/** Loads what is otherwise loaded when it is first needed. */
+export async function loadRest(): Promise<void> {
+  await loadModules();
+}
 
 /** Runs the node until SIGTERM or SIGINT; containers go on without it. Resolves when it has started. */
 export async function startAgent(options: AgentOptions): Promise<void> {

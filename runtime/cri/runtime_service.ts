@@ -12,6 +12,7 @@ import { containerStatsTo, metricsTo, sandboxStatsTo } from './stats_wire.ts';
 import {
   containerStatusTo,
   containerTo,
+  execResultTo,
   infoOf,
   nanoseconds,
   sandboxStatusTo,
@@ -177,7 +178,7 @@ export function makeRuntimeHandlers({ runtime, clock, info }: RuntimeServiceOpti
 
     async ExecSync({ containerId, cmd, timeout }, { signal }) {
       const id = await ids.container(containerId);
-      return runtime.execSync(id, cmd, millisecondsOf(timeout, 'timeout'), signal);
+      return execResultTo(await runtime.execSync(id, cmd, millisecondsOf(timeout, 'timeout'), signal));
     },
     Exec: unimplemented('exec is not served yet'),
     Attach: unimplemented('attach is not served yet'),

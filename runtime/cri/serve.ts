@@ -83,13 +83,14 @@ export async function serveCri(options: CriOptions): Promise<CriServer> {
   };
 }
 
+/** What is loaded with the first connection. */
+export function loadModules() {
+  return Promise.all([import('./server.ts'), import('./runtime_service.ts'), import('./image_service.ts')]);
+}
+
 async function loadEdge(options: CriOptions): Promise<GrpcEdge> {
   const { runtime, images, clock, log } = options;
-  const [{ makeGrpcEdge }, { makeRuntimeHandlers }, { makeImageHandlers }] = await Promise.all([
-    import('./server.ts'),
-    import('./runtime_service.ts'),
-    import('./image_service.ts'),
-  ]);
+  const [{ makeGrpcEdge }, { makeRuntimeHandlers }, { makeImageHandlers }] = await loadModules();
   const handlers = {
     ...makeRuntimeHandlers({ runtime, clock, info: options.info ?? (async () => ({})) }),
     ...makeImageHandlers({ images, clock, describe: options.describeImage }),

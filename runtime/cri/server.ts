@@ -99,7 +99,7 @@ function statusOf(error: unknown, method: string, log: Logger): { code: number; 
   // What is not ours is a bug.
   if (!isError(error)) log.error({ err: error, method }, 'a call failed in a way that nobody foresaw');
   // Headers of HTTP/2 carry it.
-  return { code: grpcCodeOf(error), details: describe(error).slice(0, 4096) };
+  return { code: grpcCodeOf(error), details: describe(error).slice(0, 4096).toWellFormed() };
 }
 
 function unary(method: string, handlers: Handlers, log: Logger) {

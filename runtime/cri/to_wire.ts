@@ -3,6 +3,7 @@ import { constants } from 'node:os';
 import type {
   Container,
   ContainerStatus,
+  ExecSyncResult,
   Image,
   LinuxContainerResources,
   Mount,
@@ -120,6 +121,19 @@ export function containerStatusTo(status: ContainerStatus): WireInput<'Container
 export function imageTo(image: Image): WireInput<'Image'> {
   const { uid, ...same } = image;
   return { ...same, uid: uid === undefined ? undefined : { value: uid } };
+}
+
+/** Readers take 16 MiB, with the fields around the output. */
+const mostOutput = 16 * 2 ** 20 - 1024;
+
+/** Output that one message holds: the rest is dropped, of both streams as of a fair share. */
+export function execResultTo({ stdout, stderr, exitCode }: ExecSyncResult): WireInput<'ExecSyncResponse'> {
+  const half = mostOutput / 2;
+  return {
+    stdout: stdout.subarray(0, Math.max(half, mostOutput - stderr.length)),
+    stderr: stderr.subarray(0, Math.max(half, mostOutput - stdout.length)),
+    exitCode,
+  };
 }
 
 /** Facts as `info` of a verbose answer: each value is JSON, as crictl and critest read it. */
