@@ -3,6 +3,7 @@ import { mkdir, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { exec } from '../../../runtime/host/exec.ts';
 import { removeTree } from '../../../runtime/host/files.ts';
+import { mountsBelow } from '../../peers/machine.ts';
 
 const bytes = 4 * 2 ** 30;
 const deadlineMs = 120_000;
@@ -19,7 +20,7 @@ export async function freshDisk(parent: string, name: string, signal: AbortSigna
   const folder = join(parent, name);
   let closing: Promise<void> | undefined;
   const close = async () => {
-    await exec('umount', [folder], { deadlineMs, okCodes: 'any' });
+    for (const target of await mountsBelow(folder)) await exec('umount', [target], { deadlineMs });
     // With the file go the pages that are still to be written, so that the next round does not pay for this one.
     await removeTree(file);
     await removeTree(folder);

@@ -8,7 +8,7 @@ import { cgroupHierarchies, processesOf } from '../../peers/machine.ts';
 const sampleMs = 50;
 
 export interface Meter {
-  /** A program and arguments that put themselves into the cgroup, then become `program`. */
+  /** A program and arguments that put themselves into the cgroup, then become `program`; killed with this process. */
   inside(program: string, args: readonly string[]): [string, string[]];
   /** Seconds of CPU time, user and system, of all that ever ran in the cgroup. */
   cpuSeconds(): Promise<number>;

@@ -7,7 +7,7 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { exec } from '../../../runtime/host/exec.ts';
 import type { ContainerdPrograms } from '../../peers/containerd.ts';
-import { type Daemon, startDaemon, waitFor } from '../../peers/process.ts';
+import { startDaemon, waitFor } from '../../peers/process.ts';
 import type { Kind } from './image.ts';
 import type { PullReport } from './keelson.ts';
 import type { Meter } from './meter.ts';
@@ -127,7 +127,9 @@ disabled_plugins = ${JSON.stringify(withoutUse)}
 address = '${socket}'
 `,
     );
-    const [program, args] = meter.inside(programs.containerd, ['--config', config, '--log-level', 'warn']);
+    const [program, args] = meter.inside(
+      ...(await apart(folder, programs.containerd, ['--config', config, '--log-level', 'warn'])),
+    );
     const daemon = await startDaemon(program, args, { logFile: join(scratch, 'containerd.log') });
     try {
       await waitFor(
@@ -150,32 +152,35 @@ address = '${socket}'
         await exec(ctr, ctrArgs, { deadlineMs, signal, onOverflow: 'discard' });
       });
     } finally {
-      await endDaemon(daemon);
+      await daemon.stop();
     }
   };
-}
-
-async function endDaemon(daemon: Daemon): Promise<void> {
-  await daemon.stop();
 }
 
 /** It has no daemon: its start counts. As root it uses the kernel's overlay. */
 export const podman: Puller = async ({ folder, meter, image, signal }) => {
   const temporary = join(folder, 'tmp');
   await mkdir(temporary);
-  const store = [
-    '--root',
-    join(folder, 'root'),
-    '--runroot',
-    join(folder, 'run'),
-    '--storage-driver',
-    'overlay',
-  ];
-  const pull = [...store, '--cgroup-manager', 'cgroupfs', '--events-backend', 'none', 'pull'];
-  const [program, args] = meter.inside('podman', [...pull, '--quiet', '--tls-verify=false', image]);
+  const pull = ['--storage-driver', 'overlay', 'pull', '--quiet', '--tls-verify=false', image];
+  const [program, args] = meter.inside(...(await apart(folder, 'podman', pull)));
   const env = { PATH: process.env['PATH'] ?? '', HOME: folder, TMPDIR: temporary };
   return timed(meter, () => exec(program, args, { deadlineMs, signal, env }).then(() => {}));
 };
+
+/**
+ * Runs `program` with mounts of its own, in which /var/lib is an empty folder of the fresh file system and /run and
+ * /dev/shm are empty: it finds nothing of the machine's own store and caches, and leaves nothing behind.
+ */
+async function apart(
+  folder: string,
+  program: string,
+  args: readonly string[],
+): Promise<[string, readonly string[]]> {
+  const lib = join(folder, 'lib');
+  await mkdir(lib);
+  const script = `mount --bind "$0" /var/lib && mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /dev/shm && exec "$@"`;
+  return ['unshare', ['--mount', '--propagation', 'private', 'sh', '-c', script, lib, program, ...args]];
+}
 
 /** The limit: nothing but download, decompress and unpack, two layers at a time; no digest is checked. */
 export const floor: Puller = async ({ folder, meter, kind, layers, signal }) => {
