@@ -20,7 +20,7 @@ import { freshDisk } from './pull/disk.ts';
 import { type BenchImage, benchImage, cacheFolder, type Kind, kinds } from './pull/image.ts';
 import { startMeter } from './pull/meter.ts';
 import { containerd, floor, keelson, type Measured, type Puller, podman } from './pull/peers.ts';
-import { round, spread } from './statistics.ts';
+import { round, type Spread, spread } from './statistics.ts';
 
 const repository = 'bench/pull';
 const names = ['keelson', 'containerd', 'podman', 'floor'] as const;
@@ -63,8 +63,10 @@ type Undo = (step: () => Promise<unknown>) => void;
 async function bench(options: Options, undo: Undo, signal: AbortSignal): Promise<void> {
   const folder = await mkdtemp(join(tmpdir(), 'keelson-test-bench-pull-'));
   undo(() => removeTree(folder));
-  const image = await benchImage();
-  const programs = options.only.includes('containerd') ? await containerdPrograms(cacheFolder()) : undefined;
+  const image = await benchImage(signal);
+  const programs = options.only.includes('containerd')
+    ? await containerdPrograms(cacheFolder(), signal)
+    : undefined;
   const pullers: Record<Name, Puller> = {
     keelson,
     containerd:
@@ -167,61 +169,62 @@ async function introduce(image: BenchImage, options: Options, containerdVersion?
   );
 }
 
-function describe({ seconds, cpuSeconds, peakMib, mainBlockMs, mainBlockCpuMs }: Measured): string {
+function describe({ seconds, cpuSeconds, peakMib, mainBlockMs, mainBlockOwnMs }: Measured): string {
   const block =
     mainBlockMs === undefined
       ? ''
-      : `, main thread blocked ${round(mainBlockMs)} ms (CPU ${round(mainBlockCpuMs!)})`;
+      : `, main thread blocked ${round(mainBlockMs)} ms (by itself ${round(mainBlockOwnMs!)})`;
   return `${seconds.toFixed(2)} s, CPU ${cpuSeconds.toFixed(2)} s, peak ${peakMib.toFixed(0)} MiB${block}`;
+}
+
+const over = (rounds: readonly Measured[], key: keyof Measured, digits: number): Spread =>
+  spread(
+    rounds.map((one) => one[key] ?? 0),
+    digits,
+  );
+
+/** Median of keelson's seconds over those of `peer` in the same round; undefined where one of them did not run. */
+function pairRatio(measured: Results, peer: Name): number | undefined {
+  const [own, theirs] = [measured.get('keelson'), measured.get(peer)];
+  if (own === undefined || theirs === undefined) return undefined;
+  return spread(
+    own.map(({ seconds }, turn) => seconds / theirs[turn]!.seconds),
+    3,
+  ).median;
 }
 
 /** The table, and the JSON line. */
 function report(results: ReadonlyMap<Kind, Results>): void {
   const line: Record<string, unknown> = { bench: 'pull' };
-  console.log(
-    `\n${'median (least to greatest)'.padEnd(30)} ${'seconds'.padEnd(20)} ${'CPU seconds'.padEnd(20)} peak MiB`,
-  );
+  const heads = ['seconds', 'CPU seconds', 'peak MiB'].map((head) => head.padEnd(22));
+  console.log(`\n${'median (least to greatest)'.padEnd(26)} ${heads.join('').trimEnd()}`);
   for (const [kind, measured] of results) {
-    const entry: Record<string, number> = {};
     for (const [name, rounds] of measured) {
-      const seconds = spread(
-        rounds.map((one) => one.seconds),
-        2,
-      );
-      const cpu = spread(
-        rounds.map((one) => one.cpuSeconds),
-        2,
-      );
-      const peak = spread(rounds.map((one) => one.peakMib));
-      const cell = ({ median, min, max }: typeof seconds) => `${median} (${min} to ${max})`.padEnd(20);
-      console.log(`${`${kind} ${name}`.padEnd(30)} ${cell(seconds)} ${cell(cpu)} ${cell(peak).trimEnd()}`);
-      entry[`${name}_s`] = seconds.median;
-      entry[`${name}_cpu_s`] = cpu.median;
-      if (name === 'keelson') {
-        entry['peak_mib'] = peak.median;
-        entry['main_block_ms'] = spread(
-          rounds.map((one) => one.mainBlockMs!),
-          1,
-        ).max;
-        entry['main_block_cpu_ms'] = spread(
-          rounds.map((one) => one.mainBlockCpuMs!),
-          1,
-        ).max;
-      } else if (name !== 'floor') entry[`${name}_peak_mib`] = peak.median;
+      const cell = ({ median, min, max }: Spread) => `${median} (${min} to ${max})`.padEnd(22);
+      const cells = [
+        over(rounds, 'seconds', 2),
+        over(rounds, 'cpuSeconds', 2),
+        over(rounds, 'peakMib', 0),
+      ].map(cell);
+      console.log(`${`${kind} ${name}`.padEnd(26)} ${cells.join('').trimEnd()}`);
     }
-    for (const [key, peer] of [
-      ['ratio', 'containerd'],
-      ['floor_ratio', 'floor'],
-    ] as const) {
-      const pairs = (measured.get('keelson') ?? []).flatMap((own, turn) => {
-        const other = measured.get(peer)?.[turn];
-        return other === undefined ? [] : [own.seconds / other.seconds];
-      });
-      if (pairs.length > 0) entry[key] = spread(pairs, 3).median;
-    }
-    if (entry['ratio'] !== undefined)
-      console.log(`${kind}: keelson over containerd, pair by pair: ${entry['ratio']}`);
-    line[kind] = entry;
+    const ratio = pairRatio(measured, 'containerd');
+    if (ratio !== undefined) console.log(`${kind} keelson over containerd, pair by pair: ${ratio}`);
+    const own = measured.get('keelson');
+    const medians = (key: 'seconds' | 'cpuSeconds', suffix: string) =>
+      Object.fromEntries(
+        [...measured].map(([name, rounds]) => [`${name}${suffix}`, over(rounds, key, 2).median]),
+      );
+    line[kind] = {
+      ...medians('seconds', '_s'),
+      ratio,
+      floor_ratio: pairRatio(measured, 'floor'),
+      ...medians('cpuSeconds', '_cpu_s'),
+      peak_mib: own && over(own, 'peakMib', 0).median,
+      // The worst of all rounds: these are bounds, not costs.
+      main_block_ms: own && over(own, 'mainBlockMs', 1).max,
+      main_block_own_ms: own && over(own, 'mainBlockOwnMs', 1).max,
+    };
   }
   console.log(JSON.stringify(line));
 }
@@ -234,7 +237,7 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
 try {
   await bench(readOptions(), (step) => steps.push(step), interrupted.signal);
 } catch (error) {
-  console.error(error);
+  console.error(interrupted.signal.aborted ? String(interrupted.signal.reason) : error);
   process.exitCode = 1;
 } finally {
   for (const step of steps.reverse()) await step().catch((error: unknown) => console.error(error));

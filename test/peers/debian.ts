@@ -22,7 +22,7 @@ export interface DebianSuite {
 }
 
 /** Reads the package lists of a suite (`bookworm`, `sid`) into `folder`, which apt uses instead of its own. */
-export async function openSuite(suite: string, folder: string): Promise<DebianSuite> {
+export async function openSuite(suite: string, folder: string, signal?: AbortSignal): Promise<DebianSuite> {
   const archives = join(folder, 'cache/archives');
   for (const path of ['state/lists/partial', 'cache/archives/partial', 'download']) {
     await mkdir(join(folder, path), { recursive: true });
@@ -45,6 +45,7 @@ export async function openSuite(suite: string, folder: string): Promise<DebianSu
       env: { ...(process.env as Record<string, string>), DEBIAN_FRONTEND: 'noninteractive' },
       deadlineMs: 10 * 60_000,
       onOverflow: 'discard',
+      signal,
     });
   await apt(['update']);
   const seen = new Set<string>();
@@ -71,7 +72,11 @@ export async function openSuite(suite: string, folder: string): Promise<DebianSu
  * Unpacks packages over each other into `root`, with the merged /usr of Debian 12 and later; no script of theirs runs.
  * Where /bin and the like are links already they are kept.
  */
-export async function unpackPackages(debs: readonly string[], root: string): Promise<void> {
+export async function unpackPackages(
+  debs: readonly string[],
+  root: string,
+  signal?: AbortSignal,
+): Promise<void> {
   const script = `set -e
 cd "$0"
 for top in bin sbin lib lib64; do
@@ -84,5 +89,5 @@ for deb; do
 done
 rm .package.tar`;
   await mkdir(root, { recursive: true });
-  await exec('sh', ['-c', script, root, ...debs], { deadlineMs: 10 * 60_000 });
+  await exec('sh', ['-c', script, root, ...debs], { deadlineMs: 10 * 60_000, signal });
 }

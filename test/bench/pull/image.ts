@@ -83,7 +83,7 @@ interface Summary {
 }
 
 /** The image; builds it where it is not in the cache yet, which takes about two minutes and is said on standard error. */
-export async function benchImage(): Promise<BenchImage> {
+export async function benchImage(signal: AbortSignal): Promise<BenchImage> {
   const lock = await readFile(join(here, 'npm/package-lock.json'));
   const key = createHash('sha256')
     .update(JSON.stringify([recipe, process.version, process.arch]))
@@ -95,7 +95,7 @@ export async function benchImage(): Promise<BenchImage> {
     () => true,
     () => false,
   );
-  if (!built) await build(folder);
+  if (!built) await build(folder, signal);
   const { contents, layers } = JSON.parse(await readFile(join(folder, 'summary.json'), 'utf8')) as Summary;
   const layout = join(folder, 'layout');
   const paths = (kind: Kind) => layers[kind].map((digest) => blobPath(layout, digest));
@@ -111,14 +111,14 @@ const blobPath = (layout: string, digest: string) =>
   join(layout, 'blobs/sha256', digest.replace('sha256:', ''));
 
 /** Builds into a folder beside `folder` and renames it, so that a broken build leaves nothing half. */
-async function build(folder: string): Promise<void> {
+async function build(folder: string, signal: AbortSignal): Promise<void> {
   console.error(`building the image of the benchmark into ${folder}, once; minutes`);
   const partial = `${folder}.${process.pid}.partial`;
   try {
     await mkdir(join(partial, 'layout/blobs/sha256'), { recursive: true });
     const work = join(partial, 'work');
-    const roots = await fillLayers(work);
-    const summary = await writeLayout(join(partial, 'layout'), roots, work);
+    const roots = await fillLayers(work, signal);
+    const summary = await writeLayout(join(partial, 'layout'), roots, work, signal);
     await rm(work, { recursive: true });
     await writeFile(join(partial, 'summary.json'), `${JSON.stringify(summary, null, 2)}\n`);
     await rename(partial, folder).catch(async (error: unknown) => {
@@ -131,18 +131,18 @@ async function build(folder: string): Promise<void> {
 }
 
 /** Makes the contents of the layers below `work`; returns their names and folders, lowest first. */
-async function fillLayers(work: string): Promise<{ name: string; root: string }[]> {
+async function fillLayers(work: string, signal: AbortSignal): Promise<{ name: string; root: string }[]> {
   const names = ['base', 'tools', 'python', 'node', 'packages', 'application', 'configuration'];
   const layers = names.map((name) => ({ name, root: join(work, name) }));
   const rootOf = (name: string) => join(work, name);
   const [base, tools, python] = [rootOf('base'), rootOf('tools'), rootOf('python')];
   for (const { root } of layers) await mkdir(root, { recursive: true });
 
-  const suite = await openSuite(recipe.suite, join(work, 'apt'));
-  await unpackPackages(await suite.downloadWithDependencies(recipe.base), base);
+  const suite = await openSuite(recipe.suite, join(work, 'apt'), signal);
+  await unpackPackages(await suite.downloadWithDependencies(recipe.base), base, signal);
   const all = [...recipe.base, ...recipe.tools];
-  await unpackPackages(await suite.downloadWithDependencies(all), tools);
-  await unpackPackages(await suite.downloadWithDependencies([...all, ...recipe.python]), python);
+  await unpackPackages(await suite.downloadWithDependencies(all), tools, signal);
+  await unpackPackages(await suite.downloadWithDependencies([...all, ...recipe.python]), python, signal);
   for (const root of [base, tools, python]) {
     for (const path of recipe.leftOut) await rm(join(root, path), { recursive: true, force: true });
     // Only the lowest layer has the links of the merged /usr: in a higher one they would only repeat it.
@@ -163,6 +163,7 @@ async function fillLayers(work: string): Promise<{ name: string; root: string }[
     env: process.env as Record<string, string>,
     deadlineMs: 10 * 60_000,
     onOverflow: 'discard',
+    signal,
   });
   const vendor = join(rootOf('application'), 'srv/application/vendor');
   await mkdir(vendor, { recursive: true });
@@ -190,6 +191,7 @@ async function writeLayout(
   layout: string,
   roots: readonly { name: string; root: string }[],
   work: string,
+  signal: AbortSignal,
 ): Promise<Summary> {
   const contents: LayerContents[] = [];
   const diffIds: string[] = [];
@@ -215,7 +217,7 @@ async function writeLayout(
         root,
         '.',
       ]),
-      { deadlineMs: 10 * 60_000, maxOutput: 64 << 20 },
+      { deadlineMs: 10 * 60_000, maxOutput: 64 << 20, signal },
     );
     const entries = packing.stdout.toString('utf8').trimEnd().split('\n');
     const files = entries.filter((entry) => !entry.endsWith('/')).length;
@@ -227,6 +229,7 @@ async function writeLayout(
         await exec('sh', ['-c', '"$@" < "$IN" > "$OUT"', 'sh', ...recipe[kind]], {
           env: { PATH: process.env['PATH'] ?? '', IN: tar, OUT: file },
           deadlineMs: 10 * 60_000,
+          signal,
         });
         return addBlob(layout, file, `application/vnd.oci.image.layer.v1.tar+${kind}`);
       }),

@@ -3,6 +3,7 @@
  * argument but one, says that it is ready, and on a line of standard input pulls the image of its last argument. Ends
  * with standard input. Prints JSON lines: `{"ready":true}`, then what PullReport says.
  */
+import { closeSync, openSync, readSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -19,8 +20,8 @@ export interface PullReport {
   readonly peakMib: number;
   /** The longest time in which the main thread did not get back to its event loop. */
   readonly mainBlockMs: number;
-  /** CPU time of the main thread within the gap that had most: what is over it, the thread did not get or slept. */
-  readonly mainBlockCpuMs: number;
+  /** The same without the time in which the thread could run, but had no processor: other threads and programs had. */
+  readonly mainBlockOwnMs: number;
 }
 
 const [stateDir, image] = process.argv.slice(-2) as [string, string];
@@ -42,24 +43,35 @@ if ((await lines.next()).done !== true) {
 await images.close();
 db.close();
 
-/** Looks every millisecond; the function that it returns ends that and tells the longest gap, less that millisecond. */
-function watchEventLoop(): () => { mainBlockMs: number; mainBlockCpuMs: number } {
+/**
+ * Looks every millisecond; the function that it returns ends that and tells the longest gaps, less that millisecond.
+ * How long a thread that could run waited for a processor stands in its schedstat (kernel documentation, sched-stats).
+ */
+function watchEventLoop(): () => Pick<PullReport, 'mainBlockMs' | 'mainBlockOwnMs'> {
+  const file = openSync(`/proc/self/task/${process.pid}/schedstat`, 'r');
+  const buffer = Buffer.alloc(128);
+  const waitedMs = () => {
+    const length = readSync(file, buffer, 0, buffer.length, 0);
+    return Number(buffer.toString('latin1', 0, length).split(' ')[1]) / 1e6;
+  };
   let wall = 0;
-  let cpu = 0;
+  let own = 0;
   let lastWall = performance.now();
-  let lastCpu = process.threadCpuUsage();
+  let lastWaited = waitedMs();
   const look = () => {
     const nowWall = performance.now();
-    const nowCpu = process.threadCpuUsage();
-    wall = Math.max(wall, nowWall - lastWall);
-    cpu = Math.max(cpu, (nowCpu.user + nowCpu.system - lastCpu.user - lastCpu.system) / 1000);
+    const nowWaited = waitedMs();
+    const gap = nowWall - lastWall - 1;
+    wall = Math.max(wall, gap);
+    own = Math.max(own, gap - (nowWaited - lastWaited));
     lastWall = nowWall;
-    lastCpu = nowCpu;
+    lastWaited = nowWaited;
   };
   const timer = setInterval(look, 1);
   return () => {
     clearInterval(timer);
     look();
-    return { mainBlockMs: Math.max(0, wall - 1), mainBlockCpuMs: cpu };
+    closeSync(file);
+    return { mainBlockMs: wall, mainBlockOwnMs: own };
   };
 }

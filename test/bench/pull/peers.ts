@@ -37,7 +37,7 @@ export interface Measured {
   readonly cpuSeconds: number;
   readonly peakMib: number;
   readonly mainBlockMs?: number;
-  readonly mainBlockCpuMs?: number;
+  readonly mainBlockOwnMs?: number;
 }
 
 export type Puller = (round: Round) => Promise<Measured>;
@@ -86,7 +86,7 @@ exec ${process.execPath} "$@"
   const how = await ended;
   if (how !== 'exit code 0') throw new Error(`keelson ended with ${how}`);
   if (report.id !== id) throw new Error(`keelson has pulled ${report.id} instead of ${id}`);
-  return { ...report, cpuSeconds };
+  return { ...report, cpuSeconds, peakMib: Math.max(report.peakMib, meter.peakMib()) };
 };
 
 async function endOf(child: ChildProcess): Promise<string> {
