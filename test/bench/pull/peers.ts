@@ -70,6 +70,8 @@ exec ${process.execPath} "$@"
     signal,
     killSignal: 'SIGKILL',
   });
+  // Where it has ended, `ended` tells more.
+  child.stdin.on('error', () => {});
   const ended = endOf(child);
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   const next = async () => {
