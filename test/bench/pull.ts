@@ -196,11 +196,11 @@ function pairRatio(measured: Results, peer: Name): number | undefined {
 /** The table, and the JSON line. */
 function report(results: ReadonlyMap<Kind, Results>): void {
   const line: Record<string, unknown> = { bench: 'pull' };
-  const heads = ['seconds', 'CPU seconds', 'peak MiB'].map((head) => head.padEnd(22));
+  const heads = ['seconds', 'CPU seconds', 'peak MiB'].map((head) => head.padEnd(24));
   console.log(`\n${'median (least to greatest)'.padEnd(26)} ${heads.join('').trimEnd()}`);
   for (const [kind, measured] of results) {
     for (const [name, rounds] of measured) {
-      const cell = ({ median, min, max }: Spread) => `${median} (${min} to ${max})`.padEnd(22);
+      const cell = ({ median, min, max }: Spread) => `${median} (${min} to ${max})`.padEnd(24);
       const cells = [
         over(rounds, 'seconds', 2),
         over(rounds, 'cpuSeconds', 2),
