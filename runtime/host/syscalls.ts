@@ -26,6 +26,7 @@ const c = {
   chroot: libc.func('int chroot(const char *path)'),
   fchdir: libc.func('int fchdir(int fd)'),
   flock: libc.func('int flock(int fd, int operation)'),
+  fcntl: libc.func('int fcntl(int fd, int command, long argument)'),
   utimensat: libc.func('int utimensat(int dirfd, const char *path, const int64_t *times, int flags)'),
   socket: libc.func('int socket(int domain, int type, int protocol)'),
   ioctl: libc.func('int ioctl(int fd, unsigned long request, _Inout_ void *argument)'),
