@@ -54,7 +54,8 @@ export async function importArchive(
       release();
     } catch (error) {
       release();
-      store.collectLayers();
+      // Of the layers that were on their way one may still have been completed.
+      void options.layers.idle().then(() => store.collectLayers());
       throw error;
     }
     for (const { id, names } of images) log.info({ archive: path, id, names }, 'image imported');

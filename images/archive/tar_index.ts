@@ -99,6 +99,8 @@ export async function indexTar(file: FileHandle, signal?: AbortSignal): Promise<
     at = next;
   }
   if (entries === 0) throw invalid('it is empty');
+  // Half a copy that ends between two entries would otherwise look whole.
+  if (emptyBlocks === 0) throw invalid('it is cut off: it has no end marker');
   return members;
 }
 

@@ -198,6 +198,24 @@ export function tryLock(fd: number): boolean {
   throw new KeelsonError('SYSCALL_FAILED', `flock: ${name}`, { details: { errno: name } });
 }
 
+/**
+ * Whether some process has the file of `fd` (opened for reading only) open for writing: it would be in the way of a read
+ * lease, fcntl(2), which is given back at once. False where the file system knows no leases.
+ */
+export function hasWriter(fd: number): boolean {
+  const F_SETSIG = 10;
+  const F_SETLEASE = 1024;
+  const [F_RDLCK, F_UNLCK] = [0, 2];
+  const SIGURG = 23;
+  // A process that comes to write in between makes the kernel send us a signal, of which the usual one would end us.
+  if (c.fcntl(fd, F_SETSIG, SIGURG) === -1) return false;
+  if (c.fcntl(fd, F_SETLEASE, F_RDLCK) === -1) {
+    return ['EAGAIN', 'EWOULDBLOCK'].includes(errorNames.get(koffi.errno()) ?? '');
+  }
+  c.fcntl(fd, F_SETLEASE, F_UNLCK);
+  return false;
+}
+
 /** utimensat(2) without following links. Times in nanoseconds since the epoch. */
 export function setTimes(path: SyscallPath, accessNs: bigint, modifyNs: bigint): void {
   const AT_FDCWD = -100;
