@@ -78,7 +78,8 @@ export function makeLayers(options: {
             `${what}: unpacked it is ${result.diffId}, but the image's config says ${diffId}`,
           );
         }
-        await store.commitLayer(folder, { diffId, size: result.size, inodes: result.inodes });
+        const { size, inodes, mapped } = result;
+        await store.commitLayer(folder, { diffId, size, inodes, mapped });
       } catch (error) {
         await unpacking.abort();
         throw error;

@@ -150,11 +150,10 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       return (await archive(run)).flatMap((id) => store.findImage(id) ?? []).map(describe);
     },
     async exportImages(images, path, { format, signal }) {
-      const { exportArchive } = await import('./archive/export.ts');
-      const layerTar = (diffId: string): AsyncIterable<Buffer> => {
-        throw new KeelsonError('UNIMPLEMENTED', `layer ${diffId} cannot be made anew yet`);
-      };
-      await archive(exportArchive({ store, find, layerTar }, images, path, format, untilClosed(signal)));
+      const { exportArchive, layersOf } = await import('./archive/export.ts');
+      await archive(
+        exportArchive({ store, find, layerTar: layersOf(store) }, images, path, format, untilClosed(signal)),
+      );
     },
     async imageFsInfo() {
       return { mountpoint: stateDir, ...store.usage() };

@@ -10,10 +10,11 @@ import { createHash } from 'node:crypto';
 import { pipeline } from 'node:stream/promises';
 import { constants, createGzip } from 'node:zlib';
 import type { ArchiveFormat } from '../../runtime/api.ts';
-import { abortError, errnoOf, KeelsonError } from '../../runtime/host/errors.ts';
+import { abortError, errnoOf, isError, KeelsonError } from '../../runtime/host/errors.ts';
 import { parseImageConfig } from '../config.ts';
 import { formatReference, imageIdOf, parseReference } from '../reference.ts';
 import type { Store, StoredImage } from '../store/store.ts';
+import { rebuildArchive } from '../unpack/tar_map.ts';
 import { sha256Of } from './contents.ts';
 import { blobFile } from './layout.ts';
 import { type ArchiveWriter, createArchive } from './writer.ts';
@@ -24,6 +25,21 @@ export interface ExportOptions {
   readonly find: (image: string) => StoredImage | undefined;
   /** The uncompressed archive of a layer of the store. */
   readonly layerTar: (diffId: string) => AsyncIterable<Buffer>;
+}
+
+/** The archives of the layers of `store`, made anew. Throws FAILED_PRECONDITION where one cannot be. */
+export function layersOf(store: Pick<Store, 'layerFiles'>): ExportOptions['layerTar'] {
+  return (diffId) => {
+    const files = store.layerFiles(diffId);
+    if (files?.map !== undefined) return rebuildArchive(files.folder, files.map);
+    throw new KeelsonError(
+      'FAILED_PRECONDITION',
+      `layer ${diffId} has no map from which it can be exported`,
+      {
+        hint: 'remove the image and get it again',
+      },
+    );
+  };
 }
 
 interface Chosen {
@@ -41,8 +57,8 @@ interface Descriptor {
 
 /**
  * Writes `images` (names; or ids, then with all tags that they have) as one archive to `path`, which must not exist.
- * Throws INVALID_ARGUMENT, IMAGE_NOT_PRESENT, ALREADY_EXISTS, NOT_FOUND (the folder), IMAGE_DIGEST_MISMATCH (a damaged
- * layer), STORAGE_FULL, ABORTED.
+ * Throws INVALID_ARGUMENT, IMAGE_NOT_PRESENT, ALREADY_EXISTS, NOT_FOUND (the folder), LAYER_DAMAGED, FAILED_PRECONDITION
+ * (a layer that cannot be made anew), STORAGE_FULL, ABORTED.
  */
 export async function exportArchive(
   options: ExportOptions,
@@ -169,17 +185,23 @@ async function* verified(
   diffId: string,
   signal?: AbortSignal,
 ): AsyncGenerator<Buffer> {
+  const damaged = (why: string, cause?: unknown) =>
+    new KeelsonError('LAYER_DAMAGED', `layer ${diffId} is damaged on disk: ${why}`, {
+      cause,
+      hint: 'keelson images verify --repair, or remove the image and get it again',
+    });
   const hash = createHash('sha256');
-  for await (const chunk of source) {
-    if (signal?.aborted) throw abortError(signal, 'the export');
-    hash.update(chunk);
-    yield chunk;
+  try {
+    for await (const chunk of source) {
+      if (signal?.aborted) throw abortError(signal, 'the export');
+      hash.update(chunk);
+      yield chunk;
+    }
+  } catch (error) {
+    throw isError(error, 'LAYER_DAMAGED') ? damaged(error.message, error) : error;
   }
   const found = `sha256:${hash.digest('hex')}`;
-  if (found === diffId) return;
-  throw new KeelsonError('IMAGE_DIGEST_MISMATCH', `layer ${diffId} is damaged on disk: it is now ${found}`, {
-    hint: 'keelson images verify --repair, or remove the image and get it again',
-  });
+  if (found !== diffId) throw damaged(`it is now ${found}`);
 }
 
 function inWords(error: unknown, path: string, signal?: AbortSignal): unknown {

@@ -4,7 +4,7 @@
  */
 import type { FileHandle } from 'node:fs/promises';
 import { abortError, KeelsonError } from '../../runtime/host/errors.ts';
-import { parsePax } from '../unpack/entries.ts';
+import { parsePax } from '../tar/entries.ts';
 import { blockSize, decodeHeader, paddingOf } from './tar_headers.ts';
 
 /** Where a name leads: to bytes of the archive, or to another name. */

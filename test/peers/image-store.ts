@@ -49,5 +49,6 @@ export async function openImages(
 
 /** Names below `layers/` and `staging/`. */
 export function onDisk(folder: string): { layers: string[]; staging: string[] } {
-  return { layers: readdirSync(join(folder, 'layers')), staging: readdirSync(join(folder, 'staging')) };
+  const folders = (name: string) => readdirSync(join(folder, name)).filter((file) => !file.endsWith('.map'));
+  return { layers: folders('layers'), staging: readdirSync(join(folder, 'staging')) };
 }
