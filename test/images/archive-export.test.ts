@@ -1,7 +1,7 @@
 /** Exports are read by other tools and by our own import. */
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { exportArchive } from '../../images/archive/export.ts';
@@ -88,6 +88,19 @@ test('skopeo reads and copies what is exported', { skip }, async (t) => {
       [[app.id, ['docker.io/copy/of/it:1']]],
     );
   }
+});
+
+test('a layer that is damaged on disk is not exported', { skip }, async (t) => {
+  const { images, out } = await prepare(t);
+  const { layers } = await images.forContainer(app.id);
+  writeFileSync(join(layers[0]!, 'app'), 'APP');
+  const failure = { code: 'LAYER_DAMAGED', message: /export to \S+: layer sha256:\w+ is damaged/ };
+  for (const format of formats) {
+    await assert.rejects(images.exportImages([app.id], join(out, format), { format }), failure);
+  }
+  rmSync(join(layers[0]!, 'app'));
+  await assert.rejects(images.exportImages([app.id], join(out, 'oci'), { format: 'oci-archive' }), failure);
+  assert.deepEqual(readdirSync(out), ['source.tar']);
 });
 
 test('an export that fails leaves nothing', { skip }, async (t) => {

@@ -1,14 +1,22 @@
 /** Archives as skopeo, umoci and containerd write them. */
 import assert from 'node:assert/strict';
-import { execFileSync, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { setTimeout as wait } from 'node:timers/promises';
 import { namedLayout, tarOf, writeFolder } from '../peers/archive.ts';
 import { buildImage } from '../peers/image.ts';
 import { openImages, temporaryFolder } from '../peers/image-store.ts';
+import { startDaemon, waitFor } from '../peers/process.ts';
 
 const has = (program: string): boolean =>
   (process.env['PATH'] ?? '').split(':').some((folder) => existsSync(join(folder, program)));
@@ -68,6 +76,15 @@ test('umoci: a layout that it has changed, whose tags name nothing', { skip: ski
   const [found] = await images.importImages(layout);
   assert.notEqual(found?.id, image.id);
   assert.deepEqual((await images.forContainer(found!.id)).config.Cmd, ['sh']);
+
+  // And what we write, umoci reads.
+  const ours = join(folder, 'ours');
+  await images.exportImages([found!.id], ours, { format: 'oci-layout' });
+  const index = JSON.parse(readFileSync(join(ours, 'index.json'), 'utf8'));
+  index.manifests[0].annotations = { 'org.opencontainers.image.ref.name': 'it' };
+  writeFileSync(join(ours, 'index.json'), JSON.stringify(index));
+  run('umoci', 'unpack', '--image', `${ours}:it`, join(folder, 'bundle'));
+  assert.deepEqual(readdirSync(join(folder, 'bundle/rootfs')).sort(), ['app', 'base']);
 });
 
 test('containerd: ctr images export, of one and of several platforms', {
@@ -88,23 +105,15 @@ test('containerd: ctr images export, of one and of several platforms', {
     ].join('\n'),
   );
   const args = ['--config', config, '--root', join(folder, 'root'), '--state', join(folder, 'state')];
-  const daemon = spawn('containerd', [...args, '--address', address], { stdio: 'ignore' });
-  const ended = new Promise((resolve) => daemon.once('exit', resolve));
+  const daemon = await startDaemon('containerd', [...args, '--address', address], {
+    logFile: join(folder, 'log'),
+  });
   t.after(async () => {
-    daemon.kill('SIGKILL');
-    await ended;
+    await daemon.kill();
     rmSync(folder, { recursive: true, force: true });
   });
   const ctr = (...rest: string[]) => run('ctr', '--address', address, '-n', 'test', ...rest);
-  for (let tries = 0; ; tries++) {
-    try {
-      ctr('version');
-      break;
-    } catch (error) {
-      if (tries === 100 || daemon.exitCode !== null) throw error;
-      await wait(100); // It does not say when it listens.
-    }
-  }
+  await waitFor('containerd', async () => ctr('version'), { deadlineMs: 60_000, everyMs: 50, daemon });
   const source = join(folder, 'source.tar');
   writeFileSync(source, tarOf(namedLayout(named, 'io.containerd.image.name')));
   ctr('images', 'import', '--no-unpack', '--digests', '--base-name', 'example.org/team/app', source);
@@ -115,4 +124,15 @@ test('containerd: ctr images export, of one and of several platforms', {
   await expectImported(t, path, ['example.org/team/app:1']);
   ctr('images', 'export', '--all-platforms', '--skip-manifest-json', `${path}.all`, ...names);
   await expectImported(t, `${path}.all`, ['example.org/team/app:1']);
+
+  // And what we write, containerd reads.
+  const { images } = await openImages({ after: (fn) => t.after(fn) });
+  await images.importImages(source);
+  for (const format of ['docker-archive', 'oci-archive'] as const) {
+    const ours = join(folder, format);
+    await images.exportImages(['example.org/team/app:1'], ours, { format });
+    ctr('images', 'rm', '--sync', ...ctr('images', 'ls', '-q').trim().split('\n'));
+    ctr('images', 'import', '--no-unpack', ours);
+    assert.equal(ctr('images', 'ls', '-q').trim(), 'example.org/team/app:1');
+  }
 });

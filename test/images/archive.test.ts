@@ -1,9 +1,20 @@
 /** Archives are imported: every form, and everything that can be wrong with one. */
 import assert from 'node:assert/strict';
-import { appendFileSync, mkdirSync, readdirSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
+import { encodeHeader } from '../../images/archive/tar_headers.ts';
 import type { PullProgress } from '../../runtime/api.ts';
 import { isError } from '../../runtime/host/errors.ts';
 import {
@@ -468,4 +479,31 @@ test('an archive that changes while it is read does no harm', { skip }, async (t
   mkdirSync(`${path}-folder`);
   await assert.rejects(store.images.importImages(`${path}-folder`), { code: 'IMAGE_INVALID' });
   assert.deepEqual(await store.images.listImages(), []);
+});
+
+test('a huge archive costs neither memory nor a copy; large sizes and several frames are read', {
+  skip,
+}, async (t) => {
+  const store = await prepare(t);
+  const path = join(store.path, 'huge.tar');
+  const huge = 2 ** 40;
+  const small = tarOf(namedLayout([{ image: app, tags: ['app:1'] }]));
+  // A file of a terabyte (a hole) before the image.
+  const file = openSync(path, 'w');
+  writeSync(file, encodeHeader('huge', huge), 0, 512, 0);
+  writeSync(file, small, 0, small.length, 512 + huge);
+  closeSync(file);
+  assert.equal((await store.images.importImages(path))[0]?.id, app.id);
+
+  const half = Math.floor(other.manifest.data.length / 2);
+  const tar = tarOf(namedLayout([{ image: other, tags: ['other:1'] }]));
+  const skippable = Buffer.from('502a4d180400000061626364', 'hex');
+  const frames = [tar.subarray(0, half), tar.subarray(half)];
+  for (const bytes of [
+    Buffer.concat(frames.map((frame) => gzipSync(frame))),
+    Buffer.concat([skippable, ...frames.map((frame) => zstdCompressSync(frame)), skippable]),
+  ]) {
+    assert.equal((await store.load(bytes))[0]?.id, other.id);
+    await store.images.removeImage({ image: other.id });
+  }
 });
