@@ -42,9 +42,10 @@ export interface ReadOptions {
 }
 
 /**
- * The images that `files` hold, each once. An OCI layout is preferred to a manifest.json beside it, which new Docker
- * and containerd write for old readers: the layout knows platforms and the digests that registries gave. But some
- * Dockers (25.0) wrote layouts whose manifests do not fit; then manifest.json counts.
+ * The images that `files` hold, each once. Many archives are an OCI layout and have a manifest.json too: Docker and
+ * containerd write it for old readers. The layout is preferred, since it knows platforms and the digests that registries
+ * gave; manifest.json adds what the layout lacks (Docker leaves images without a tag out of it) and replaces one that is
+ * broken (Docker 25.0 mixed the layers up).
  * Throws IMAGE_INVALID, IMAGE_UNSUPPORTED, IMAGE_PLATFORM_MISSING, IMAGE_DIGEST_MISMATCH, ABORTED.
  */
 export async function readContents(files: ArchiveFiles, options: ReadOptions): Promise<FoundImage[]> {
@@ -56,13 +57,27 @@ export async function readContents(files: ArchiveFiles, options: ReadOptions): P
       { hint: 'make it with docker save, skopeo copy, ctr images export or keelson export' },
     );
   }
+  let found: FoundImage[] | undefined;
   if (index !== undefined) {
     const { readLayout } = await import('./layout.ts');
-    const found = await readLayout(files, options);
-    if (manifests === undefined || found.every(fits)) return found.map(checked(files));
+    try {
+      found = await readLayout(files, options);
+    } catch (error) {
+      if (manifests === undefined || !isError(error, 'IMAGE_INVALID', 'IMAGE_UNSUPPORTED')) throw error;
+    }
+    if (manifests === undefined) return found!.map(checked(files));
   }
   const { readDockerArchive } = await import('./docker.ts');
-  return (await readDockerArchive(files, options)).map(checked(files));
+  if (found === undefined || !found.every(fits)) {
+    return (await readDockerArchive(files, options)).map(checked(files));
+  }
+  try {
+    const more = await readDockerArchive(files, { ...options, onSkipped: () => {} });
+    return merged([...found, ...more.map(checked(files))]);
+  } catch (error) {
+    if (!isError(error) || error.code === 'ABORTED') throw error;
+    return found; // What it lacks is there for readers that know no better.
+  }
 }
 
 /** Whether the layers are as many as, and where they are not compressed the ones that, the config names. Pure. */

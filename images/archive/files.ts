@@ -54,7 +54,7 @@ export async function openArchive(
     if (!facts.isFile()) throw new KeelsonError('IMAGE_INVALID', 'it is neither a file nor a folder');
     const compression = compressionOf(await readFully(file, 0, Buffer.alloc(4)));
     if (compression !== 'none') {
-      const spooled = await spool(options.store, path, compression, options.limit, signal);
+      const spooled = await spool(options.store, file, compression, options.limit, signal);
       await file.close();
       file = spooled;
     }
@@ -65,11 +65,19 @@ export async function openArchive(
   }
 }
 
-/** `error` with the archive's name before it. */
+/** `error` with the archive's name before it, where it does not say it; what the system refused is one of ours then. */
 export function about(path: string, error: unknown): unknown {
-  if (!(error instanceof KeelsonError) || error.message.startsWith('archive ')) return error;
-  const { code, message, cause, hint, details } = error;
-  return new KeelsonError(code, `archive ${path}: ${message}`, { cause, hint, details });
+  if (error instanceof KeelsonError) {
+    if (error.message.includes(path)) return error;
+    const { code, message, cause, hint, details } = error;
+    return new KeelsonError(code, `archive ${path}: ${message}`, { cause, hint, details });
+  }
+  const errno = errnoOf(error);
+  if (errno === undefined) return error;
+  return new KeelsonError('SYSCALL_FAILED', `archive ${path}: ${whyNot(error)}`, {
+    cause: error,
+    details: { errno },
+  });
 }
 
 function openTar(path: string, file: FileHandle, members: ReadonlyMap<string, TarMember>): ArchiveFiles {

@@ -1,5 +1,4 @@
 /** Compressed archives, decompressed to a file that has no name: it is gone with its descriptor, even after a crash. */
-import { createReadStream } from 'node:fs';
 import { type FileHandle, open, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
@@ -25,12 +24,12 @@ const spaceEvery = 64 << 20;
 const reserve = 2 ** 30;
 
 /**
- * The decompressed content of `path`, open for reading. `limit`: bytes that it may have.
+ * The decompressed content of `compressed`, open for reading. `limit`: bytes that it may have.
  * Throws IMAGE_INVALID, LAYER_UNSAFE, STORAGE_FULL, ABORTED.
  */
 export async function spool(
   store: Pick<Store, 'stage' | 'discard'>,
-  path: string,
+  compressed: FileHandle,
   compression: 'gzip' | 'zstd',
   limit: number,
   signal?: AbortSignal,
@@ -48,7 +47,7 @@ export async function spool(
   let looked = 0;
   try {
     await pipeline(
-      createReadStream(path, { highWaterMark: chunkSize }),
+      compressed.createReadStream({ start: 0, autoClose: false, highWaterMark: chunkSize }),
       decompress,
       async (source: AsyncIterable<Buffer>) => {
         for await (const chunk of source) {

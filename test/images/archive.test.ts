@@ -104,6 +104,33 @@ test('what docker save writes, old and new, plain, gzip and zstd', { skip }, asy
   }
 });
 
+test('what Docker leaves out of its layout comes from manifest.json', { skip }, async (t) => {
+  const store = await prepare(t);
+  const untagged = dockerSaveNew([{ image: other, tags: [] }]);
+  untagged.set('index.json', Buffer.from('{"schemaVersion":2,"manifests":null}'));
+  assert.deepEqual(
+    (await store.load(untagged)).map(({ id, repoTags }) => [id, repoTags]),
+    [[other.id, []]],
+  );
+  const both = dockerSaveNew([
+    { image: app, tags: ['app:1'] },
+    { image: other, tags: [] },
+  ]);
+  assert.deepEqual(
+    (await store.load(both)).map(({ id, repoTags }) => [id, repoTags]),
+    [
+      [app.id, ['docker.io/library/app:1']],
+      [other.id, []],
+    ],
+  );
+  // A manifest.json that is of no use does no harm to a layout.
+  both.set('manifest.json', Buffer.from('[{"Config":"gone","RepoTags":["app:2"]}]'));
+  assert.deepEqual(
+    (await store.load(both)).map(({ id }) => id),
+    [app.id],
+  );
+});
+
 test('archives without tags, with compressed layers, long names and links', { skip }, async (t) => {
   const store = await prepare(t);
   const [lower, upper] = app.layers;
