@@ -14,7 +14,7 @@ import {
   writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { type TestContext, test } from 'node:test';
 import { gzipSync } from 'node:zlib';
 import {
   type ImageFolder,
@@ -37,7 +37,10 @@ const [one, two] = [build('one'), build('two')];
 const archiveOf = (image: typeof one, name: string) => tarOf(namedLayout([{ image, tags: [name] }]));
 
 /** Watches `images/` of a store and tells its events one after the other. */
-function start(store: TestStore): ImageFolder & { next(): Promise<ImageFolderEvent>; imports: string[] } {
+function start(
+  t: TestContext,
+  store: TestStore,
+): ImageFolder & { next(): Promise<ImageFolderEvent>; imports: string[] } {
   const events: ImageFolderEvent[] = [];
   const waiting: ((event: ImageFolderEvent) => void)[] = [];
   const imports: string[] = [];
@@ -60,6 +63,7 @@ function start(store: TestStore): ImageFolder & { next(): Promise<ImageFolderEve
       else first(event);
     },
   });
+  t.after(watched.close); // Also where a test fails half-way.
   return {
     ...watched,
     imports,
@@ -115,7 +119,7 @@ test('what is there is imported and pinned once, and again only when it changes'
   }
   utimesSync(layout, 1_700_000_000, 1_700_000_000);
 
-  const first = start(store);
+  const first = start(t, store);
   const failed = await first.next();
   assert.ok(failed.type === 'failed' && isError(failed.error, 'IMAGE_INVALID'));
   assert.equal(failed.file, join(folder, 'broken.tar'));
@@ -128,7 +132,7 @@ test('what is there is imported and pinned once, and again only when it changes'
     assert.equal((await store.images.imageStatus({ image }))?.pinned, true);
   }
 
-  const second = start(store);
+  const second = start(t, store);
   await second.ready;
   assert.deepEqual(second.imports, []);
   put(folder, 'two.tar', archiveOf(two, 'again:1'));
@@ -140,7 +144,7 @@ test('what is there is imported and pinned once, and again only when it changes'
   // An image that was removed comes back at the next start, with the archive that still has it.
   await store.images.removeImage({ image: one.id });
   rmSync(path);
-  const third = start(store);
+  const third = start(t, store);
   await third.ready;
   assert.deepEqual(third.imports, ['broken.tar']);
   assert.equal((await store.images.imageStatus({ image: 'fixed:1' }))?.pinned, true);
@@ -156,7 +160,7 @@ test('what is there is imported and pinned once, and again only when it changes'
 test('a file that is being written is waited for; one that is moved there is taken', { skip }, async (t) => {
   const store = await openImages(t);
   const folder = join(store.folder, 'images');
-  const watched = start(store);
+  const watched = start(t, store);
   await watched.ready;
   assert.ok(existsSync(folder));
   const bytes = archiveOf(one, 'one:1');
@@ -179,7 +183,7 @@ test('a file that is being written is waited for; one that is moved there is tak
 test('a folder that is removed and made again is watched again', { skip }, async (t) => {
   const store = await openImages(t);
   const folder = join(store.folder, 'images');
-  const watched = start(store);
+  const watched = start(t, store);
   await watched.ready;
   rmSync(folder, { recursive: true });
   put(folder, 'one.tar', archiveOf(one, 'one:1'));
@@ -201,13 +205,13 @@ test('a failure that is not the fault of the archive is forgotten with the proce
       },
     },
   };
-  const first = start(full);
+  const first = start(t, full);
   assert.equal((await first.next()).type, 'failed');
   await first.ready;
   copyFileSync(path, `${path}.txt`); // Wakes the watch for nothing.
   await first.close();
   assert.deepEqual(first.imports, ['one.tar']);
-  const second = start(store);
+  const second = start(t, store);
   assert.deepEqual(idsOf(await second.next()), [one.id]);
   await second.close();
 });
