@@ -2,7 +2,7 @@
 import type { PullProgress } from '../../runtime/api.ts';
 import { isError, KeelsonError } from '../../runtime/host/errors.ts';
 import type { Logger } from '../../runtime/host/log.ts';
-import type { Layers } from '../layers.ts';
+import type { Layers } from '../fetch/layers.ts';
 import type { Platform } from '../manifest.ts';
 import type { LayerSource } from '../registry/repository.ts';
 import type { Store } from '../store/store.ts';
@@ -91,7 +91,7 @@ async function fetchLayers(
         const ensured = layers.ensure(
           { descriptor, diffId },
           from,
-          (progress) => onProgress?.({ image, digest, totalBytes, bytesPerSecond: 0, ...progress }),
+          (progress) => onProgress?.({ image, digest, totalBytes, ...progress }),
           either,
         );
         running.push(ensured);

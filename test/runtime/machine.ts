@@ -164,6 +164,10 @@ export function fakeImages(
     importImages: unused,
     exportImages: unused,
     imageFsInfo: unused,
+    events: () => () => {},
+    fetchMetrics: () => {
+      throw new KeelsonError('UNIMPLEMENTED', 'not a part of this test');
+    },
     async forContainer(image) {
       if (image !== 'busybox' && image !== id) {
         throw new KeelsonError('IMAGE_NOT_PRESENT', `image ${image} is not here`);
