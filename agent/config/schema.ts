@@ -280,8 +280,8 @@ const ownFields = {
   keepBlobs: boolean({ default: false, acted }),
   /** `host[:port]` that are spoken to over plain http. */
   insecureRegistries: list(string(), { acted }),
-  /** Image archives put here are imported. */
-  importDir: string({ ...absolute }),
+  /** Image archives put here are imported and pinned. Unset: `images` in the stateDir. */
+  imagesDir: string({ acted, ...absolute }),
   nodeName: string({ acted, ...nodeName }),
   hostnameOverride: string({ acted, ...nodeName }),
   /** One address, or one of each family separated by a comma. */
