@@ -6,6 +6,7 @@ import { version } from './version.ts';
 const usage = `keelson ${version}: one process that is a Kubernetes node
 
   keelson agent [--config FILE] [--kubeconfig FILE] [--hostname-override NAME] [--node-ip ADDRESS]
+                [--image-credential-provider-config PATH --image-credential-provider-bin-dir FOLDER]
       Be a node. Without --kubeconfig only the static pods of the configuration's staticPodPath run.
   keelson config check --config FILE
       Read a configuration and say what is wrong with it.
@@ -27,6 +28,8 @@ async function agent(args: string[]): Promise<void> {
       kubeconfig: { type: 'string' },
       'hostname-override': { type: 'string' },
       'node-ip': { type: 'string' },
+      'image-credential-provider-config': { type: 'string' },
+      'image-credential-provider-bin-dir': { type: 'string' },
     },
   });
   const { startAgent } = await import('./main.ts');
@@ -35,6 +38,8 @@ async function agent(args: string[]): Promise<void> {
     kubeconfigFile: values.kubeconfig,
     nodeName: values['hostname-override'],
     nodeIp: values['node-ip'],
+    imageCredentialProviderConfig: values['image-credential-provider-config'],
+    imageCredentialProviderBinDir: values['image-credential-provider-bin-dir'],
   });
 }
 

@@ -1,6 +1,6 @@
 /** Puts the node together: the only place that knows every room. Data flows from the sources to the workers. */
 import { flushCompileCache } from 'node:module';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { makeCni } from '../cni/network.ts';
 import { makeImages } from '../images/service.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
@@ -22,6 +22,8 @@ import { makeObjectCache } from './apiserver/objects.ts';
 import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
+import { makeImageAccess } from './images/access.ts';
+import type { VerificationPolicy } from './images/verification.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
@@ -36,6 +38,8 @@ export interface AgentOptions {
   /** Over the configuration's. */
   readonly nodeName: string | undefined;
   readonly nodeIp: string | undefined;
+  readonly imageCredentialProviderConfig: string | undefined;
+  readonly imageCredentialProviderBinDir: string | undefined;
 }
 
 /** After a start or a change of containers, when memory that only they needed is given back. */
@@ -44,7 +48,12 @@ const calmMs = 10_000;
 /** Runs the node until SIGTERM or SIGINT; containers go on without it. Resolves when it has started. */
 export async function startAgent(options: AgentOptions): Promise<void> {
   const config = await loadConfig(options.configFile, {
-    keelson: { hostnameOverride: options.nodeName, nodeIP: options.nodeIp },
+    keelson: {
+      hostnameOverride: options.nodeName,
+      nodeIP: options.nodeIp,
+      imageCredentialProviderConfig: absolutePath(options.imageCredentialProviderConfig),
+      imageCredentialProviderBinDir: absolutePath(options.imageCredentialProviderBinDir),
+    },
   });
   const clock = systemClock;
   const log = makeLogger(config.logLevel);
@@ -181,6 +190,16 @@ async function assemble(
     });
     after(() => objects.close());
 
+    const imageAccess = await makeImageAccess({
+      images,
+      objects,
+      client,
+      clock,
+      log: log.child({ room: 'pods' }),
+      ...accessConfig(config),
+    });
+    after(() => imageAccess.close());
+
     const firstFacts = await facts.read();
     const allocatable = () => node?.current()?.status?.allocatable ?? {};
     const volumes = makeVolumes({
@@ -197,6 +216,7 @@ async function assemble(
     const pods = makePodManager({
       runtime,
       images,
+      imageAccess,
       volumes,
       cgroups: cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups,
       client,
@@ -309,6 +329,27 @@ function whenCalm(clock: Clock, ms: number, act: () => void): { stir(): void; cl
       cancel = clock.after(ms, act);
     },
     close: () => cancel(),
+  };
+}
+
+/** A path of the command line, which may be relative. */
+function absolutePath(path: string | undefined): string | undefined {
+  return path && resolve(path);
+}
+
+/** The part of the configuration that is about pulling images. */
+function accessConfig(config: AgentConfig) {
+  const { kubeletDir, pullAlwaysFallback, ...own } = config.keelson;
+  const { imageCredentialProviderConfig: file, imageCredentialProviderBinDir: binDir } = own;
+  return {
+    kubeletDir,
+    verification: config.imagePullCredentialsVerificationPolicy as VerificationPolicy,
+    allowlist: config.preloadedImagesVerificationAllowlist,
+    qps: config.registryPullQPS,
+    burst: config.registryBurst,
+    parallelPulls: config.serializeImagePulls ? 1 : config.maxParallelImagePulls,
+    pullAlwaysFallback,
+    providers: file === undefined || binDir === undefined ? undefined : { config: file, binDir },
   };
 }
 
