@@ -22,11 +22,8 @@ export function parseAddress(text: string): Address | undefined {
   const authority = slash === -1 ? bare : bare.slice(0, slash);
   const host = authority.slice(authority.lastIndexOf('@') + 1);
   if (badHost.test(host)) return undefined;
-  if (host.startsWith('[')) {
-    if (!/^\[[^\]]*\](?::\d*)?$/.test(host)) return undefined;
-  } else if (!/^[^[\]]*$/.test(host.replace(/\[[^\]]*\]/g, '')) || !/^(?::\d*)?$/.test(portTextOf(host))) {
-    return undefined;
-  }
+  // The address of an IPv6 host in brackets, or a name with at most one colon; the port in digits.
+  if (!/^(?:\[[^[\]]*\]|[^[\]:]*)(?::\d*)?$/.test(host)) return undefined;
   const escaped = slash === -1 ? '' : bare.slice(slash);
   if (/%(?![0-9a-fA-F]{2})/.test(escaped)) return undefined;
   try {
@@ -34,11 +31,6 @@ export function parseAddress(text: string): Address | undefined {
   } catch {
     return { host, path: escaped };
   }
-}
-
-function portTextOf(host: string): string {
-  const colon = host.lastIndexOf(':');
-  return colon === -1 ? '' : host.slice(colon);
 }
 
 /**
@@ -67,91 +59,37 @@ export function addressMatches(pattern: string, repository: string): boolean {
   );
 }
 
-/** As net.SplitHostPort: what has no port, or too many colons, is all host. */
+/** As net.SplitHostPort: what has no port is all host. */
 function splitHost(host: string): { parts: readonly string[]; port: string } {
   const match = /^(?:\[([^\]]*)\]|([^:]*)):(\d*)$/.exec(host);
   const [, bracketed, plain, port = ''] = match ?? [];
   return { parts: (bracketed ?? plain ?? host).split('.'), port };
 }
 
-type Token = 'any' | ((char: string) => boolean);
-
 /**
- * filepath.Match for a text without slashes: `*`, `?`, `[a-z]`, `[^a]`, `\` before a character. A pattern that is not
- * right matches nothing. Takes time in proportion to both lengths, whatever the pattern: it may be an attacker's.
+ * Whether `text` is as `pattern` says, where `*` stands for any characters. (Go's filepath.Match knows more, but
+ * none of it can stand in a host.) Takes time in proportion to both lengths, whatever the pattern: it may be an
+ * attacker's.
  */
 export function globMatches(pattern: string, text: string): boolean {
-  const tokens = globTokens([...pattern]);
-  if (tokens === undefined) return false;
-  const chars = [...text];
-  let token = 0;
+  let wanted = 0;
   let at = 0;
   /** Where to go on when what follows the last star does not fit. */
-  let star: { token: number; at: number } | undefined;
-  while (at < chars.length || token < tokens.length) {
-    const wanted = tokens[token];
-    if (wanted === 'any') {
-      star = { token, at };
-      token++;
-    } else if (wanted !== undefined && at < chars.length && wanted(chars[at]!)) {
-      token++;
+  let star: { wanted: number; at: number } | undefined;
+  while (at < text.length || wanted < pattern.length) {
+    if (pattern[wanted] === '*') {
+      star = { wanted, at };
+      wanted++;
+    } else if (at < text.length && pattern[wanted] === text[at]) {
+      wanted++;
       at++;
-    } else if (star !== undefined && star.at < chars.length) {
-      star = { token: star.token, at: star.at + 1 };
-      token = star.token + 1;
+    } else if (star !== undefined && star.at < text.length) {
+      star = { wanted: star.wanted, at: star.at + 1 };
+      wanted = star.wanted + 1;
       at = star.at;
     } else {
       return false;
     }
   }
   return true;
-}
-
-function globTokens(pattern: readonly string[]): Token[] | undefined {
-  const tokens: Token[] = [];
-  for (let at = 0; at < pattern.length; at++) {
-    const char = pattern[at]!;
-    if (char === '*') tokens.push('any');
-    else if (char === '?') tokens.push(() => true);
-    else if (char === '[') {
-      const found = globClass(pattern, at + 1);
-      if (found === undefined) return undefined;
-      tokens.push(found.test);
-      at = found.end;
-    } else if (char === '\\') {
-      const literal = pattern[++at];
-      if (literal === undefined) return undefined;
-      tokens.push((one) => one === literal);
-    } else tokens.push((one) => one === char);
-  }
-  return tokens;
-}
-
-/** A class from behind its bracket; `end` is its closing bracket. */
-function globClass(
-  pattern: readonly string[],
-  start: number,
-): { test: (char: string) => boolean; end: number } | undefined {
-  let at = start;
-  const negated = pattern[at] === '^';
-  if (negated) at++;
-  const ranges: [number, number][] = [];
-  const one = (): number | undefined => {
-    if (pattern[at] === '-' || pattern[at] === ']') return undefined;
-    if (pattern[at] === '\\') at++;
-    return pattern[at++]?.codePointAt(0);
-  };
-  while (pattern[at] !== ']' || ranges.length === 0) {
-    const low = one();
-    if (low === undefined) return undefined;
-    let high: number | undefined = low;
-    if (pattern[at] === '-') {
-      at++;
-      high = one();
-    }
-    if (high === undefined || at >= pattern.length) return undefined;
-    ranges.push([low, high]);
-  }
-  const inside = (code: number) => ranges.some(([low, high]) => low <= code && code <= high);
-  return { test: (char) => inside(char.codePointAt(0)!) !== negated, end: at };
 }
