@@ -141,9 +141,9 @@ export function makeCredentialProviders(options: CredentialProvidersOptions): Cr
     });
     if (code !== 0) {
       const said = account === undefined ? stderr : stderr.replaceAll(account.token, '…');
-      log.error(
+      log.warn(
         { provider: name, image: repository, code, stderr: said.slice(-2000) },
-        'a credential provider failed',
+        'what a credential provider that failed wrote',
       );
       throw new KeelsonError('EXEC_FAILED', `exit code ${code}`);
     }
