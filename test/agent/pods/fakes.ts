@@ -1,6 +1,7 @@
 /** Stand-ins for what the pods room works with: a runtime, images, volumes, an apiserver and a clock moved by hand. */
 
 import type { ApiserverClient, EventRecorder, ObjectCache, Pod } from '../../../agent/apiserver/types.ts';
+import type { ActionContext } from '../../../agent/pods/actions/context.ts';
 import type { VolumeManager } from '../../../agent/volumes/types.ts';
 import type {
   Container,
@@ -268,6 +269,17 @@ export function fakeImages(present: readonly string[] = []): FakeImages {
     imageFsInfo: async () => ({ mountpoint: '/', usedBytes: 0, usedInodes: 0 }),
   };
   return images;
+}
+
+/** Every pod may have every image, and pulls are not limited. */
+export function fakeImageAccess(images: ImageService): ActionContext['imageAccess'] {
+  return {
+    pullAlwaysFallback: false,
+    mustPull: async () => false,
+    credentials: async () => ({ credentials: [], warnings: [] }),
+    pull: async (image, _, signal) => ({ id: await images.pullImage({ image }, { signal }), tookMs: 0 }),
+    forget: () => {},
+  };
 }
 
 export interface FakeVolumes extends VolumeManager {
