@@ -16,6 +16,8 @@ export interface Descriptor {
   readonly digest: string;
   /** Bytes. */
   readonly size: number;
+  /** Of a foreign layer: where else its bytes are. Anybody's words, not yet checked to be URLs. */
+  readonly urls?: readonly string[];
 }
 
 export interface ImageManifest {

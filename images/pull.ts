@@ -1,11 +1,8 @@
 /** A pull: reference → manifest → configuration → layers → image. */
 import type { AuthConfig, PullProgress } from '../runtime/api.ts';
-import type { Clock } from '../runtime/host/clock.ts';
-import { KeelsonError } from '../runtime/host/errors.ts';
-import type { HttpClient } from '../runtime/host/http.ts';
-import type { Logger } from '../runtime/host/log.ts';
+import { isError, KeelsonError } from '../runtime/host/errors.ts';
 import { parseImageConfig } from './config.ts';
-import type { Layers } from './layers.ts';
+import type { LayerProgress, Layers, WantedLayer } from './layers.ts';
 import {
   chooseManifest,
   formatPlatform,
@@ -16,19 +13,15 @@ import {
   platformRank,
 } from './manifest.ts';
 import { formatReference, type Reference, repositoryOf } from './reference.ts';
-import { openRepository, type Repository } from './registry/repository.ts';
+import { openRepository, type RegistryOptions, type Repository } from './registry/repository.ts';
 import type { Store } from './store/store.ts';
 import type { UnpackPool } from './unpack/pool.ts';
 
-export interface PullOptions {
+export interface PullOptions extends RegistryOptions {
   readonly store: Store;
   readonly layers: Layers;
   readonly unpack: UnpackPool;
-  readonly http: HttpClient;
-  readonly clock: Clock;
-  readonly log: Logger;
   readonly platform: Platform;
-  readonly insecureRegistries: readonly string[];
 }
 
 /** An index may name an index, but not for ever. */
@@ -47,7 +40,7 @@ export async function pull(
 ): Promise<string> {
   const { store, layers, unpack, clock, log, platform } = options;
   const started = clock.monotonic();
-  const from = openRepository(options, reference.domain, reference.path, auths);
+  const from = await openRepository(options, reference.domain, reference.path, auths);
   // Needed only after two or three answers of the registry, and takes about as long to start.
   unpack.warm().catch((err: unknown) => log.debug({ err }, 'no unpack thread'));
   const found = await resolve(store, from, reference, platform, signal);
@@ -83,7 +76,7 @@ export async function pull(
           bytesPerSecond: 0,
           ...progress,
         });
-      return layers.ensure({ descriptor, diffId: diffIds[at]! }, from, tell, either);
+      return ensureFromAnyone(layers, { descriptor, diffId: diffIds[at]! }, from, tell, either);
     });
     try {
       await Promise.all(wanted);
@@ -101,6 +94,24 @@ export async function pull(
     'image pulled',
   );
   return id;
+}
+
+/** What is wrong with a layer may be wrong with one mirror only: then the next one is asked. */
+async function ensureFromAnyone(
+  layers: Layers,
+  layer: WantedLayer,
+  from: Repository,
+  onProgress: LayerProgress,
+  signal: AbortSignal,
+): Promise<void> {
+  for (;;) {
+    try {
+      return await layers.ensure(layer, from, onProgress, signal);
+    } catch (error) {
+      if (!isError(error, 'IMAGE_DIGEST_MISMATCH', 'IMAGE_INVALID', 'LAYER_UNSAFE')) throw error;
+      from.distrust(layer.descriptor, error);
+    }
+  }
 }
 
 type Resolved = {

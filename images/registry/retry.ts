@@ -35,6 +35,11 @@ export function parseRetryAfter(value: string | undefined, now: number): number 
   return Number.isNaN(at) ? undefined : Math.max(0, at - now);
 }
 
+/** Whether the same request may get another answer than this HTTP status. */
+function isTransient(status: number): boolean {
+  return status < 400 || status >= 500 || [408, 425, 429].includes(status);
+}
+
 /**
  * Runs `body` again, after a wait, for as long as it fails with REGISTRY_UNAVAILABLE and tries are left.
  * `details.retryAfterMs` of the error is what the registry asked for.
@@ -49,7 +54,8 @@ export async function withRetries<T>(
       return await body();
     } catch (error) {
       if (!isError(error, 'REGISTRY_UNAVAILABLE')) throw error;
-      const asked = error.details['retryAfterMs'];
+      const { status, retryAfterMs: asked } = error.details;
+      if (typeof status === 'number' && !isTransient(status)) throw error;
       const delay = retryDelay(failures, Math.random(), typeof asked === 'number' ? asked : undefined);
       if (delay === undefined) throw error;
       await sleep(clock, delay, signal);

@@ -6,6 +6,7 @@
  * this file knows that.
  */
 import { createRequire } from 'node:module';
+import type { SecureContext } from 'node:tls';
 import type { Agent, Dispatcher, Pool, ProxyAgent } from 'undici';
 import { abortError, errnoOf, KeelsonError } from './errors.ts';
 
@@ -21,6 +22,8 @@ export interface TlsOptions {
   readonly ca?: string | Buffer;
   readonly cert?: string | Buffer;
   readonly key?: string | Buffer;
+  /** PEM, trusted besides the system's authorities. */
+  readonly extraCa?: readonly (string | Buffer)[];
   /** PEM, instead of `cert` and `key` where there are several. */
   readonly pairs?: readonly { readonly cert: string | Buffer; readonly key: string | Buffer }[];
   readonly serverName?: string;
@@ -78,9 +81,9 @@ export function makeHttpClient(options: HttpOptions = {}): HttpClient {
   };
   const connect = {
     timeout: options.connectTimeoutMs ?? 10_000,
-    ca: tls.ca,
-    cert: tls.pairs?.map(({ cert }) => cert) ?? tls.cert,
-    key: tls.pairs?.map(({ key }) => key) ?? tls.key,
+    ...(tls.extraCa === undefined && tls.pairs === undefined
+      ? { ca: tls.ca, cert: tls.cert, key: tls.key }
+      : { secureContext: contextOf(tls) }),
     servername: tls.serverName,
     rejectUnauthorized: !tls.insecure,
     keepAlive: true,
@@ -121,6 +124,17 @@ export function makeHttpClient(options: HttpOptions = {}): HttpClient {
       await Promise.all([agent, ...proxies.values()].map((each) => each.destroy()));
     },
   };
+}
+
+/** Made once: reading all the system's authorities for each connection would hold up the process. */
+function contextOf(tls: TlsOptions): SecureContext {
+  const { createSecureContext, getCACertificates } = require('node:tls') as typeof import('node:tls');
+  const own = tls.ca === undefined ? getCACertificates('default') : [tls.ca];
+  return createSecureContext({
+    ca: tls.extraCa === undefined && tls.ca === undefined ? undefined : [...own, ...(tls.extraCa ?? [])],
+    cert: tls.pairs?.map(({ cert }) => cert) ?? tls.cert,
+    key: tls.pairs?.map(({ key }) => key) ?? tls.key,
+  });
 }
 
 function makeProxyAgent(

@@ -33,6 +33,8 @@ export async function openImages(
     stateDir: folder,
     log: makeLogger('silent'),
     clock: systemClock,
+    registryFolders: [], // Not what this machine has.
+    environment: {},
     ...options,
   });
   let closing: Promise<void> | undefined;
