@@ -99,6 +99,8 @@ async function assemble(
       clock,
       parallelDownloads: keelson.parallelDownloads,
       insecureRegistries: keelson.insecureRegistries,
+      registryFolders: keelson.registryFolders,
+      registryMirrorsOnly: keelson.registryMirrorsOnly,
     });
     after(() => images.close());
     const cni = makeCni({

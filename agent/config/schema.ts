@@ -273,6 +273,13 @@ const ownFields = {
   parallelDownloads: integer({ min: 1, max: 64, acted }),
   /** `host[:port]` that are spoken to over plain http. */
   insecureRegistries: list(string(), { acted }),
+  /** Folders in containerd's layout with a `hosts.toml` or certificates for each registry, the first one first. */
+  registryFolders: list(string(absolute), {
+    default: ['/etc/keelson/certs.d', '/etc/containerd/certs.d'],
+    acted,
+  }),
+  /** A registry with mirrors is never asked itself, whatever its `hosts.toml` says. */
+  registryMirrorsOnly: boolean({ default: false, acted }),
   /** Image archives put here are imported. */
   importDir: string({ ...absolute }),
   nodeName: string({ acted, ...nodeName }),
