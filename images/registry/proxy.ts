@@ -34,13 +34,11 @@ export function proxyRules(environment: Environment): ProxyRules {
 
 /** The URL of a proxy; `host:port` is http. Undefined where it is none that can be used. */
 export function parseProxy(text: string): URL | undefined {
-  if (text.trim() === '') return undefined;
-  for (const candidate of [text.trim(), `http://${text.trim()}`]) {
-    if (!URL.canParse(candidate)) continue;
-    const url = new URL(candidate);
-    if ((url.protocol === 'http:' || url.protocol === 'https:') && url.hostname !== '') return url;
-  }
-  return undefined;
+  const trimmed = text.trim();
+  const full = trimmed.includes('://') ? trimmed : `http://${trimmed}`;
+  if (!URL.canParse(full)) return undefined;
+  const url = new URL(full);
+  return url.protocol === 'http:' || url.protocol === 'https:' ? url : undefined;
 }
 
 /**

@@ -158,11 +158,10 @@ function makeProxyAgent(
     requestTls: connect,
     proxyTls: { timeout: connect.timeout },
     // A proxy that is silent about a tunnel is to cost no more than a host that is silent.
-    clientFactory: (origin, given) =>
-      new PoolClass(origin, {
-        ...(given as Pool.Options),
-        headersTimeout: connect.timeout,
-      }),
+    clientFactory: (origin, given) => {
+      const pool = new PoolClass(origin, { ...(given as Pool.Options), headersTimeout: connect.timeout });
+      return Object.assign(pool, { connect: require('undici/lib/api/api-connect.js') });
+    },
   });
 }
 
