@@ -214,8 +214,11 @@ function upstreamOf(options: HostsOptions, domain: string): Endpoint {
 
 /** Whether `host` is where the registry of `domain` answers; the default port may be written or not. */
 function sameHost(scheme: string, host: string, domain: string): boolean {
-  const url = `${scheme}://${endpointOf(domain)}`;
-  return URL.canParse(url) && new URL(url).host === host;
+  const normal = (name: string) => {
+    const url = `${scheme}://${name}`;
+    return URL.canParse(url) ? new URL(url).host : undefined;
+  };
+  return normal(host) !== undefined && normal(host) === normal(endpointOf(domain));
 }
 
 /** Changes when a file does; `newest` is the time (Unix, milliseconds) of the last change. */

@@ -1,5 +1,5 @@
 /** An image store in a temporary folder, with everything that it leaves behind taken away at the end. */
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type EmbeddedImages, type ImagesOptions, makeImages } from '../../images/service.ts';
@@ -47,6 +47,25 @@ export async function openImages(
     rmSync(folder, { recursive: true, force: true });
   });
   return { folder, images, db, close };
+}
+
+/** A store that reads `hosts.toml` files, and where to write them. */
+export async function openSite(
+  t: Test,
+  options: Partial<ImagesOptions> & { folder?: string } = {},
+): Promise<TestStore & { readonly certs: string; configure(domain: string, hostsToml: string): void }> {
+  const certs = temporaryFolder(t);
+  const store = await openImages(t, { registryFolders: [certs], ...options });
+  const configure = (domain: string, hostsToml: string) => {
+    mkdirSync(join(certs, domain), { recursive: true });
+    writeFileSync(join(certs, domain, 'hosts.toml'), hostsToml);
+  };
+  return { certs, configure, ...store };
+}
+
+/** The table of a registry that speaks plain http, as a mirror in a `hosts.toml`. */
+export function mirrorTable(mirror: { readonly host: string }, fields = ''): string {
+  return `[host."http://${mirror.host}"]\n${fields}\n`;
 }
 
 /** Names below `layers/` and `staging/`. */
