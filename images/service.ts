@@ -56,6 +56,8 @@ export interface ImagesOptions {
   readonly registryFolders?: readonly string[];
   /** A registry with mirrors is never asked itself. Default false. */
   readonly registryMirrorsOnly?: boolean;
+  /** The node's own credentials for a mirror (its config.json): a pull's secrets are only for the image's registry. */
+  readonly mirrorAuths?: (host: string) => Promise<readonly AuthConfig[]>;
   /** For HTTP_PROXY, HTTPS_PROXY and NO_PROXY. Default: the environment of this process. */
   readonly environment?: Readonly<Record<string, string | undefined>>;
   /** Of one layer. Default: a million entries and 64 GiB. */
@@ -81,6 +83,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       mirrorsOnly: options.registryMirrorsOnly ?? false,
     }),
     clients,
+    mirrorAuths: options.mirrorAuths,
     health: makeHealth(clock),
     clock,
     log,

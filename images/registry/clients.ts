@@ -4,7 +4,6 @@
  */
 import { createHash, X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
-import { createSecureContext } from 'node:tls';
 import { errnoOf, KeelsonError } from '../../runtime/host/errors.ts';
 import { type HttpClient, makeHttpClient, type TlsOptions } from '../../runtime/host/http.ts';
 import type { HostSettings } from './hosts_toml.ts';
@@ -87,6 +86,7 @@ export async function readTls(settings: HostSettings, where: string): Promise<Tl
       return pem;
     }),
   );
+  const { createSecureContext } = await import('node:tls'); // Only where a registry needs it.
   const pairs = await Promise.all(
     settings.client.map(async (pair) => {
       const cert = await read(pair.cert, 'client');

@@ -167,7 +167,11 @@ export function connect(options: {
       if (isRefused(answer)) throw denied(what, status, credentials.length);
       const header = headerText(response, 'retry-after');
       throw new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: the registry answered ${status}${where}`, {
-        details: { status, retryAfterMs: parseRetryAfter(header, clock.now()) },
+        // What a storage behind the registry says is about one link, and the next may be better.
+        details: {
+          status: elsewhere === undefined ? status : undefined,
+          retryAfterMs: parseRetryAfter(header, clock.now()),
+        },
         hint: status === 429 ? 'it limits how often it may be asked; a mirror on the site helps' : undefined,
       });
     },

@@ -109,8 +109,10 @@ async function load(
   } catch (error) {
     if (errnoOf(error) !== 'ENOENT') throw unreadable(file, error);
   }
-  const { parseHostsToml } = await import('./hosts_toml.ts'); // Most nodes need no TOML.
-  const config: HostsFile = text === '' ? await dockerPattern(folder) : parseHostsToml(text, file, folder);
+  const config: HostsFile =
+    text === ''
+      ? await dockerPattern(folder)
+      : (await import('./hosts_toml.ts')).parseHostsToml(text, file, folder); // Most nodes need no TOML.
   const settings = [...config.hosts, config.serverSettings];
   const files = [
     ...[folder, file],

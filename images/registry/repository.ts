@@ -7,12 +7,12 @@ import { createHash } from 'node:crypto';
 import type { Readable } from 'node:stream';
 import type { AuthConfig } from '../../runtime/api.ts';
 import type { Clock } from '../../runtime/host/clock.ts';
-import { describe, KeelsonError } from '../../runtime/host/errors.ts';
+import { describe, isError, KeelsonError } from '../../runtime/host/errors.ts';
 import type { HttpResponse } from '../../runtime/host/http.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import { type Descriptor, largestManifest, manifestTypes, parseDocument } from '../manifest.ts';
 import { credentialsFor, mirrorCredentials } from './auth.ts';
-import { readBody } from './body.ts';
+import { readBody, watched } from './body.ts';
 import type { Clients } from './clients.ts';
 import { type Connection, connect, headerText, unavailable } from './connection.ts';
 import { combine, type Failure, isEndpointsOwn } from './failures.ts';
@@ -31,6 +31,8 @@ export interface RegistryOptions {
   readonly health: Health;
   readonly clock: Clock;
   readonly log: Logger;
+  /** The node's own credentials for a mirror at `host`, besides those of the pull that name it. Default: none. */
+  readonly mirrorAuths?: (host: string) => Promise<readonly AuthConfig[]>;
 }
 
 /** One repository for one pull: what is learnt about authentication and about liars is kept here. */
@@ -90,18 +92,23 @@ export async function openRepository(
 ): Promise<Repository> {
   const { hosts, clients, health, clock, log } = options;
   const name = `${domain}/${path}`;
-  const connections = (await hosts.endpoints(domain)).map((endpoint) =>
-    connect({
-      endpoint,
-      http: clients.client(endpoint.client),
-      clock,
-      health,
-      domain,
-      repository: path,
-      credentials: endpoint.isRegistry
-        ? credentialsFor(auths, domain)
-        : mirrorCredentials(auths, endpoint.host),
-    }),
+  const connections = await Promise.all(
+    (await hosts.endpoints(domain)).map(async (endpoint) =>
+      connect({
+        endpoint,
+        http: clients.client(endpoint.client),
+        clock,
+        health,
+        domain,
+        repository: path,
+        credentials: endpoint.isRegistry
+          ? credentialsFor(auths, domain)
+          : [
+              ...mirrorCredentials(auths, endpoint.host),
+              ...((await options.mirrorAuths?.(endpoint.host)) ?? []),
+            ],
+      }),
+    ),
   );
   const [pullers, resolvers] = [
     connections.filter(({ endpoint }) => endpoint.canPull),
@@ -238,43 +245,20 @@ async function openBlob(
 ): Promise<{ body: Readable; offset: number }> {
   const path = `blobs/${blob.digest}`;
   const range: Record<string, string> = offset > 0 ? { range: `bytes=${offset}-` } : {};
-  const response = await connection.get(path, { accept: '*/*', ...range }, what, signal);
+  let response: HttpResponse;
+  try {
+    response = await connection.get(path, { accept: '*/*', ...range }, what, signal);
+  } catch (error) {
+    // Range not satisfiable: what is there is shorter, or not to be had in pieces.
+    if (offset === 0 || !isError(error, 'REGISTRY_UNAVAILABLE') || error.details['status'] !== 416)
+      throw error;
+    return openBlob(connection, blob, 0, what, signal);
+  }
   if (response.statusCode === 200) return { body: response.body, offset: 0 };
   const begins = /^bytes (\d+)-/.exec(headerText(response, 'content-range') ?? '')?.[1];
   if (Number(begins) === offset) return { body: response.body, offset };
   response.body.destroy();
   throw new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: the registry sent another range than asked for`);
-}
-
-/** `body` as it is; calls `broke` once where it ends, or is left, before `expected` bytes. */
-function watched(body: Readable, expected: number, broke: () => void): AsyncIterable<Buffer> {
-  const source: AsyncIterator<Buffer> = body[Symbol.asyncIterator]();
-  let bytes = 0;
-  let over = false;
-  const end = () => {
-    if (!over && bytes < expected) broke();
-    over = true;
-  };
-  const iterator: AsyncIterator<Buffer> = {
-    async next() {
-      try {
-        const step = await source.next();
-        if (step.done) end();
-        else bytes += step.value.length;
-        return step;
-      } catch (error) {
-        end();
-        throw error;
-      }
-    },
-    async return() {
-      end();
-      body.destroy(); // One that nobody began to read would not end otherwise.
-      await source.return?.();
-      return { done: true, value: undefined };
-    },
-  };
-  return { [Symbol.asyncIterator]: () => iterator };
 }
 
 async function readDocument(response: HttpResponse, limit: number, what: string, signal?: AbortSignal) {

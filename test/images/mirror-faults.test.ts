@@ -100,7 +100,13 @@ test('a mirror gets the credentials that name it, and its own headers; nobody el
   for (const each of [mirror, registry]) each.image('1', image);
   wants(mirror, 'mirror:m-secret');
   wants(registry, 'registry:r-secret');
-  const { configure, images } = await openSite(t);
+  const asksFor: string[] = [];
+  let own: object[] = [];
+  const mirrorAuths = async (name: string) => {
+    asksFor.push(name);
+    return own;
+  };
+  const { configure, images } = await openSite(t, { mirrorAuths });
   configure(registry.host, host(mirror, 'header = { x-site = "7" }'));
   const name = { image: `${registry.host}/a:1` };
   const unnamed = { username: 'registry', password: 'r-secret' };
@@ -118,6 +124,12 @@ test('a mirror gets the credentials that name it, and its own headers; nobody el
     auths: [unnamed, { username: 'mirror', password: 'm-secret', serverAddress: mirror.host }],
   });
   assert.equal(registry.seen.length, asked);
+  await images.removeImage({ image: image.id });
+  own = [{ username: 'mirror', password: 'm-secret' }];
+  await images.pullImage(name, { auths: [unnamed] });
+  own = [];
+  assert.equal(registry.seen.length, asked);
+  assert.deepEqual([...new Set(asksFor)], [mirror.host]);
   configure(
     registry.host,
     host(mirror, `header = { Authorization = "Basic ${Buffer.from('mirror:m-secret').toString('base64')}" }`),

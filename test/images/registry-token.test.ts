@@ -2,17 +2,14 @@
 import assert from 'node:assert/strict';
 import type { ServerResponse } from 'node:http';
 import { type TestContext, test } from 'node:test';
-import { makeClients } from '../../images/registry/clients.ts';
-import { makeHealth } from '../../images/registry/health.ts';
-import { makeHosts } from '../../images/registry/hosts.ts';
 import { openRepository } from '../../images/registry/repository.ts';
 import { tokenOf } from '../../images/registry/token.ts';
 import type { AuthConfig } from '../../runtime/api.ts';
 import { systemClock } from '../../runtime/host/clock.ts';
 import { describe, type ErrorCode, isError } from '../../runtime/host/errors.ts';
-import { makeLogger } from '../../runtime/host/log.ts';
 import { type FakeRegistry, startFakeRegistry } from '../peers/fake-registry.ts';
 import { buildImage } from '../peers/image.ts';
+import { openRegistries } from '../peers/image-store.ts';
 
 const image = buildImage({ layers: [{ files: [{ path: 'one', content: 'x' }] }] });
 
@@ -24,11 +21,7 @@ function impatient(t: TestContext) {
     setImmediate(callback);
     return () => {};
   };
-  const clock = { ...systemClock, after };
-  const clients = makeClients(() => undefined);
-  t.after(clients.close);
-  const hosts = makeHosts({ folders: [], insecureRegistries: [], mirrorsOnly: false });
-  const shared = { clock, clients, hosts, health: makeHealth(clock), log: makeLogger('silent') };
+  const shared = openRegistries(t, { ...systemClock, after });
   const resolve = async (host: string, path = 'a', auths: readonly AuthConfig[] = []) => {
     const repository = await openRepository(shared, host, path, auths);
     const { bytes } = await repository.manifest('1');

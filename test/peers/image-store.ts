@@ -2,8 +2,12 @@
 import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { makeClients } from '../../images/registry/clients.ts';
+import { makeHealth } from '../../images/registry/health.ts';
+import { makeHosts } from '../../images/registry/hosts.ts';
+import type { RegistryOptions } from '../../images/registry/repository.ts';
 import { type EmbeddedImages, type ImagesOptions, makeImages } from '../../images/service.ts';
-import { systemClock } from '../../runtime/host/clock.ts';
+import { type Clock, systemClock } from '../../runtime/host/clock.ts';
 import { type Database, openDatabase } from '../../runtime/host/database.ts';
 import { makeLogger } from '../../runtime/host/log.ts';
 
@@ -66,6 +70,19 @@ export async function openSite(
 /** The table of a registry that speaks plain http, as a mirror in a `hosts.toml`. */
 export function mirrorTable(mirror: { readonly host: string }, fields = ''): string {
   return `[host."http://${mirror.host}"]\n${fields}\n`;
+}
+
+/** What pulls share about registries, for a test without a store. No configuration of this machine counts. */
+export function openRegistries(t: Test, clock: Clock = systemClock): RegistryOptions {
+  const clients = makeClients(() => undefined);
+  t.after(clients.close);
+  return {
+    clients,
+    clock,
+    hosts: makeHosts({ folders: [], insecureRegistries: [], mirrorsOnly: false }),
+    health: makeHealth(clock),
+    log: makeLogger('silent'),
+  };
 }
 
 /** Names below `layers/` and `staging/`. */
