@@ -3,8 +3,9 @@
  * one registry come from. Only the text is read here; nothing of the machine is touched.
  *
  * Where we differ on purpose: a file that cannot be read is an error of this registry, where containerd logs it and
- * goes to the registry itself, past the mirrors that the file was to name; and `server = ""` says that there is
- * nothing but the hosts, where containerd takes it for unset.
+ * goes to the registry itself, past the mirrors that the file was to name; `server = ""` says that there is nothing but
+ * the hosts, where containerd takes it for unset; `http://` is plain http, where containerd tries https first for a
+ * host that also has certificates; and `header` is for the host alone, not also for its token service.
  */
 import { isAbsolute, join } from 'node:path';
 import { parse, TomlError } from 'smol-toml';

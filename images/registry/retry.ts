@@ -54,8 +54,10 @@ export async function withRetries<T>(
       return await body();
     } catch (error) {
       if (!isError(error, 'REGISTRY_UNAVAILABLE')) throw error;
-      const { status, retryAfterMs: asked } = error.details;
+      const { status, code, retryAfterMs: asked } = error.details;
       if (typeof status === 'number' && !isTransient(status)) throw error;
+      // A dial that came to nothing has taken long enough; the pod comes back by itself.
+      if (code === 'UND_ERR_CONNECT_TIMEOUT') throw error;
       const delay = retryDelay(failures, Math.random(), typeof asked === 'number' ? asked : undefined);
       if (delay === undefined) throw error;
       await sleep(clock, delay, signal);

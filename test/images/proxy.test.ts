@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { createServer, request as httpRequest, type IncomingMessage } from 'node:http';
-import { type AddressInfo, connect } from 'node:net';
+import { type AddressInfo, connect, createServer as createTcpServer, type Socket } from 'node:net';
 import { test } from 'node:test';
 import { parseNoProxy, parseProxy, proxyRules } from '../../images/registry/proxy.ts';
 import { describe } from '../../runtime/host/errors.ts';
@@ -239,4 +239,29 @@ test('an error names the proxy, never its password', { skip }, async (t) => {
     }
   }
   assert.equal(registry.seen.length, 0);
+});
+
+test('a proxy that says nothing costs the time to connect', async (t) => {
+  const sockets: Socket[] = [];
+  const silent = createTcpServer((socket) => {
+    sockets.push(socket);
+    socket.on('error', () => {});
+  }).listen(0, '127.0.0.1');
+  await once(silent, 'listening');
+  const { port } = silent.address() as AddressInfo;
+  const http = makeHttpClient({
+    connectTimeoutMs: 50,
+    proxyFor: () => new URL(`http://127.0.0.1:${port}`),
+  });
+  t.after(async () => {
+    await http.destroy();
+    for (const socket of sockets) socket.destroy();
+    silent.close();
+    await once(silent, 'close');
+  });
+  await assert.rejects(http.request({ method: 'GET', url: new URL('https://registry.test/') }), {
+    code: 'DEADLINE_EXCEEDED',
+    message: new RegExp(`^GET https://registry.test/ through the proxy http://127.0.0.1:${port}: `),
+  });
+  assert.equal(sockets.length, 1);
 });

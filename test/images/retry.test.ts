@@ -93,6 +93,8 @@ test('only what may be different the next time is tried again, a bounded number 
   }
   assert.equal((await tries(new KeelsonError('IMAGE_NOT_FOUND', 'no'))).count, 1);
   assert.equal((await tries(unavailable({ status: 429, retryAfterMs: longestWait + 1 }))).count, 1);
+  assert.equal((await tries(unavailable({ code: 'UND_ERR_CONNECT_TIMEOUT' }))).count, 1);
+  assert.equal((await tries(unavailable({ code: 'ECONNREFUSED' }))).count, mostTries);
   const { waits } = await tries(unavailable({ status: 429, retryAfterMs: 5000 }));
   assert.ok(waits.every((ms) => ms >= 5000));
 });
