@@ -2,9 +2,10 @@
 import type { AuthConfig, PullProgress } from '../runtime/api.ts';
 import { isError, KeelsonError } from '../runtime/host/errors.ts';
 import { parseImageConfig } from './config.ts';
-import type { LayerProgress, Layers, WantedLayer } from './layers.ts';
+import type { Layers } from './layers.ts';
 import {
   chooseManifest,
+  type Descriptor,
   formatPlatform,
   type ImageManifest,
   type Platform,
@@ -76,7 +77,8 @@ export async function pull(
           bytesPerSecond: 0,
           ...progress,
         });
-      return ensureFromAnyone(layers, { descriptor, diffId: diffIds[at]! }, from, tell, either);
+      const fetch = () => layers.ensure({ descriptor, diffId: diffIds[at]! }, from, tell, either);
+      return fromAnyone(from, descriptor, fetch);
     });
     try {
       await Promise.all(wanted);
@@ -96,20 +98,14 @@ export async function pull(
   return id;
 }
 
-/** What is wrong with a layer may be wrong with one mirror only: then the next one is asked. */
-async function ensureFromAnyone(
-  layers: Layers,
-  layer: WantedLayer,
-  from: Repository,
-  onProgress: LayerProgress,
-  signal: AbortSignal,
-): Promise<void> {
+/** Runs `fetch` of a layer; what is wrong with that may be wrong with one mirror only: then again, with the next one. */
+async function fromAnyone(from: Repository, layer: Descriptor, fetch: () => Promise<void>): Promise<void> {
   for (;;) {
     try {
-      return await layers.ensure(layer, from, onProgress, signal);
+      return await fetch();
     } catch (error) {
       if (!isError(error, 'IMAGE_DIGEST_MISMATCH', 'IMAGE_INVALID', 'LAYER_UNSAFE')) throw error;
-      from.distrust(layer.descriptor, error);
+      from.distrust(layer, error); // Throws when there is no next one.
     }
   }
 }

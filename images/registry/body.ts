@@ -1,4 +1,4 @@
-/** Response bodies: small ones whole, with a limit, and large ones with an eye on whether they come to their end. */
+/** Reading small response bodies whole, with a limit. */
 import type { Readable } from 'node:stream';
 import { KeelsonError } from '../../runtime/host/errors.ts';
 import { requestError } from '../../runtime/host/http.ts';
@@ -23,35 +23,4 @@ export async function readBody(
     throw requestError(error, what, signal);
   }
   return Buffer.concat(chunks);
-}
-
-/** `body` as it is; calls `broke` once where it ends, or is left, before `expected` bytes. */
-export function watched(body: Readable, expected: number, broke: () => void): AsyncIterable<Buffer> {
-  const source: AsyncIterator<Buffer> = body[Symbol.asyncIterator]();
-  let bytes = 0;
-  let over = false;
-  const end = () => {
-    if (!over && bytes < expected) broke();
-    over = true;
-  };
-  const iterator: AsyncIterator<Buffer> = {
-    async next() {
-      try {
-        const step = await source.next();
-        if (step.done) end();
-        else bytes += step.value.length;
-        return step;
-      } catch (error) {
-        end();
-        throw error;
-      }
-    },
-    async return() {
-      end();
-      body.destroy(); // One that nobody began to read would not end otherwise.
-      await source.return?.();
-      return { done: true, value: undefined };
-    },
-  };
-  return { [Symbol.asyncIterator]: () => iterator };
 }

@@ -12,7 +12,7 @@ import type { HttpResponse } from '../../runtime/host/http.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import { type Descriptor, largestManifest, manifestTypes, parseDocument } from '../manifest.ts';
 import { credentialsFor, mirrorCredentials } from './auth.ts';
-import { readBody, watched } from './body.ts';
+import { readBody } from './body.ts';
 import type { Clients } from './clients.ts';
 import { type Connection, connect, headerText, unavailable } from './connection.ts';
 import { combine, type Failure, isEndpointsOwn } from './failures.ts';
@@ -60,9 +60,8 @@ export interface LayerSource {
   readonly name: string;
   /**
    * The bytes of a blob from `offset` on, neither verified nor bounded; `offset` of the answer is where they begin in
-   * truth, which may be 0. The body must be read or destroyed. When it broke off or was left before the end, another
-   * endpoint is the first to be asked the next time. Throws IMAGE_NOT_FOUND, IMAGE_PULL_DENIED,
-   * REGISTRY_UNAVAILABLE, ABORTED.
+   * truth, which may be 0. The body must be read or destroyed. Who asks again was not served well: then another
+   * endpoint is the first to be asked. Throws IMAGE_NOT_FOUND, IMAGE_PULL_DENIED, REGISTRY_UNAVAILABLE, ABORTED.
    */
   blob(
     blob: Descriptor,
@@ -74,8 +73,8 @@ export interface LayerSource {
 /** What is known of one blob in one pull. */
 interface BlobHistory {
   last: Connection | undefined;
-  /** How often its body broke off, by endpoint. */
-  readonly broken: Map<Connection, number>;
+  /** How often an endpoint has begun to send it. */
+  readonly answers: Map<Connection, number>;
   readonly lied: Map<Connection, KeelsonError>;
 }
 
@@ -116,7 +115,7 @@ export async function openRepository(
   ];
   const blobs = new Map<string, BlobHistory>();
   const historyOf = (digest: string): BlobHistory => {
-    const found = blobs.get(digest) ?? { last: undefined, broken: new Map(), lied: new Map() };
+    const found = blobs.get(digest) ?? { last: undefined, answers: new Map(), lied: new Map() };
     blobs.set(digest, found);
     return found;
   };
@@ -202,15 +201,15 @@ export async function openRepository(
     async blob(blob, offset, signal) {
       const what = `layer ${name}@${blob.digest}`;
       const history = historyOf(blob.digest);
-      const timesBroken = (connection: Connection) => history.broken.get(connection) ?? 0;
+      const answers = (connection: Connection) => history.answers.get(connection) ?? 0;
       const candidates = pullers
         .filter((connection) => !history.lied.has(connection))
-        .sort((a, b) => timesBroken(a) - timesBroken(b));
+        .sort((a, b) => answers(a) - answers(b));
       const ask = async (connection: Connection) => {
-        history.last = connection;
         const found = await openBlob(connection, blob, offset, what, signal);
-        const broke = () => history.broken.set(connection, timesBroken(connection) + 1);
-        return { offset: found.offset, body: watched(found.body, blob.size - found.offset, broke) };
+        history.last = connection;
+        history.answers.set(connection, answers(connection) + 1);
+        return found;
       };
       try {
         return await askEach(candidates, what, ask, liars(history));
@@ -224,12 +223,12 @@ export async function openRepository(
     },
     distrust(blob, error) {
       const history = historyOf(blob.digest);
-      if (history.last === undefined) throw error;
-      history.lied.set(history.last, error);
-      log.warn(
-        { endpoint: history.last.endpoint.name, why: describe(error) },
-        'an endpoint sent a wrong layer',
-      );
+      const { last } = history;
+      // Nobody sent it: what is wrong was here, or at an address of its own.
+      if (last === undefined) throw error;
+      history.last = undefined;
+      history.lied.set(last, error);
+      log.warn({ endpoint: last.endpoint.name, why: describe(error) }, 'an endpoint sent a wrong layer');
       if (pullers.some((connection) => !history.lied.has(connection))) return;
       throw combine(`layer ${name}@${blob.digest}`, liars(history));
     },
