@@ -2,7 +2,7 @@
 import type { AuthConfig, PullProgress } from '../runtime/api.ts';
 import { isError, KeelsonError } from '../runtime/host/errors.ts';
 import { parseImageConfig } from './config.ts';
-import type { Layers } from './layers.ts';
+import type { LayerProgress, Layers } from './fetch/layers.ts';
 import {
   chooseManifest,
   type Descriptor,
@@ -69,15 +69,9 @@ export async function pull(
   try {
     const image = formatReference(reference);
     const wanted = manifest.layers.map((descriptor, at) => {
-      const tell = (progress: Pick<PullProgress, 'phase' | 'bytes'>) =>
-        onProgress({
-          image,
-          digest: descriptor.digest,
-          totalBytes: descriptor.size,
-          bytesPerSecond: 0,
-          ...progress,
-        });
-      const fetch = () => layers.ensure({ descriptor, diffId: diffIds[at]! }, from, tell, either);
+      const tell: LayerProgress = (step) =>
+        onProgress({ image, digest: descriptor.digest, totalBytes: descriptor.size, ...step });
+      const fetch = () => layers.ensure({ descriptor, diffId: diffIds[at]! }, from, tell, either, image);
       return fromAnyone(from, descriptor, fetch);
     });
     try {

@@ -6,7 +6,10 @@ import type { Database } from '../runtime/host/database.ts';
 import { KeelsonError } from '../runtime/host/errors.ts';
 import type { Logger } from '../runtime/host/log.ts';
 import { type ImageConfig, imageUser, parseImageConfig } from './config.ts';
-import { makeLayers } from './layers.ts';
+import { makeLayers } from './fetch/layers.ts';
+import type { FetchMetrics } from './fetch/metrics.ts';
+import { openPartials } from './fetch/partial.ts';
+import { defaultPolicy, type FetchPolicy } from './fetch/policy.ts';
 import { nodePlatform, type Platform } from './manifest.ts';
 import { pull } from './pull.ts';
 import { formatReference, imageIdOf, parseReference } from './reference.ts';
@@ -15,11 +18,13 @@ import { makeHealth } from './registry/health.ts';
 import { makeHosts } from './registry/hosts.ts';
 import { proxyRules } from './registry/proxy.ts';
 import { sharedWork } from './shared.ts';
+import { openBlobs } from './store/blobs.ts';
 import { openStore, type StoredImage } from './store/store.ts';
 import { makeUnpackPool } from './unpack/pool.ts';
 import type { UnpackLimits } from './unpack/protocol.ts';
 
 export type { ImageConfig } from './config.ts';
+export type { FetchMetrics } from './fetch/metrics.ts';
 
 export interface ImageForContainer {
   readonly id: string;
@@ -37,6 +42,10 @@ export interface EmbeddedImages extends ImageService {
   lease(imageId: string, holder: string): void;
   /** Ends all leases of `holder`. Idempotent. */
   release(holder: string): void;
+  /** `listener` hears the progress of every layer of every pull, a few times a second each; returns how to end that. */
+  events(listener: (progress: PullProgress) => void): () => void;
+  /** What fetching layers has come to since the process began. */
+  fetchMetrics(): FetchMetrics;
   /** Aborts pulls, ends threads, waits for removals. */
   close(): Promise<void>;
 }
@@ -48,6 +57,12 @@ export interface ImagesOptions {
   readonly clock: Clock;
   /** Layers fetched at once on this node. Default 3. */
   readonly parallelDownloads?: number;
+  /** Bytes of layers received and not yet taken by an unpacker, at most, for the whole node. Default 16 MiB. */
+  readonly downloadBytesInFlight?: number;
+  /** Keep compressed layers, for repairs and export without the network. Default false. */
+  readonly keepBlobs?: boolean;
+  /** When a connection counts as stalled, how often a fetch is tried again, what is written down. Default: see there. */
+  readonly fetchPolicy?: Partial<FetchPolicy>;
   /** Default: this machine's. */
   readonly platform?: Platform;
   /** `host` or `host:port` of registries that may speak plain http, besides those on loopback. */
@@ -72,7 +87,25 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
   const store = await openStore(db, stateDir, log);
   const unpack = makeUnpackPool({ clock, limits: options.limits });
   const clients = makeClients(proxyRules(options.environment ?? process.env).proxyFor);
-  const layers = makeLayers({ store, unpack, clock, parallel: options.parallelDownloads ?? 3 });
+  const policy = { ...defaultPolicy, ...options.fetchPolicy };
+  const [blobs, partials] = await Promise.all([
+    openBlobs(db, stateDir, log),
+    openPartials({ stateDir, policy, clock, log }),
+  ]);
+  await blobs.sweep();
+  const layers = makeLayers({
+    store,
+    blobs,
+    partials,
+    unpack,
+    clock,
+    log,
+    stateDir,
+    parallel: options.parallelDownloads ?? 3,
+    bytesInFlight: options.downloadBytesInFlight,
+    keepBlobs: options.keepBlobs,
+    policy,
+  });
   const pullOptions = {
     store,
     layers,
@@ -91,6 +124,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
   };
   const pulls = sharedWork<string>();
   const progress = new Map<string, Set<(progress: PullProgress) => void>>();
+  const listeners = new Set<(progress: PullProgress) => void>();
   const closing = new AbortController();
 
   const find = (image: string): StoredImage | undefined =>
@@ -128,6 +162,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       if (onProgress !== undefined) progress.set(run, heard.add(onProgress));
       const tell = (step: PullProgress) => {
         for (const listener of progress.get(run) ?? []) listener(step);
+        for (const listener of listeners) listener(step);
       };
       const mine = signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]);
       try {
@@ -159,6 +194,11 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     },
     lease: store.lease,
     release: store.release,
+    events(listener) {
+      listeners.add(listener);
+      return () => void listeners.delete(listener);
+    },
+    fetchMetrics: layers.metrics,
     async close() {
       closing.abort(new KeelsonError('ABORTED', 'the image store is closing'));
       await Promise.all([unpack.close(), clients.close()]);

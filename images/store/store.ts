@@ -7,13 +7,14 @@
  * It goes in the opposite order. So a crash leaves folders without a row, which the next start removes.
  */
 import { randomBytes } from 'node:crypto';
-import { type FileHandle, mkdir, open, rename } from 'node:fs/promises';
+import { type FileHandle, mkdir, open, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Database } from '../../runtime/host/database.ts';
-import { KeelsonError } from '../../runtime/host/errors.ts';
+import { errnoOf, KeelsonError } from '../../runtime/host/errors.ts';
 import { ensureFolder, listFolder, removeTree, syncFolder } from '../../runtime/host/files.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import { syncFilesystem } from '../../runtime/host/syscalls.ts';
+import { mapOf } from '../unpack/tar_map.ts';
 import { groupedSync } from './sync.ts';
 
 export interface ImageRow {
@@ -31,6 +32,8 @@ export interface LayerRow {
   /** Bytes of its files. */
   readonly size: number;
   readonly inodes: number;
+  /** Its map is complete (unpack/tar_map.ts). */
+  readonly mapped: boolean;
 }
 
 export interface Store {
@@ -41,6 +44,8 @@ export interface Store {
   /** Makes a staged folder the layer of its diffID; when it returns, the layer survives a power cut. */
   commitLayer(folder: string, layer: LayerRow): Promise<void>;
   hasLayer(diffId: string): boolean;
+  /** Where a layer is, absolute; `map` is undefined where its archive cannot be built again from it. */
+  layerFiles(diffId: string): { readonly folder: string; readonly map: string | undefined } | undefined;
   /** Keeps layers from being collected, present or not, until the returned function is called. */
   holdLayers(diffIds: readonly string[]): () => void;
   /**
@@ -103,7 +108,12 @@ const schema = [
      holder TEXT NOT NULL, image TEXT NOT NULL REFERENCES images, PRIMARY KEY (holder, image)
    ) STRICT;
    CREATE INDEX image_leases_image ON image_leases (image);`,
+  `ALTER TABLE layers ADD COLUMN mapped INTEGER NOT NULL DEFAULT 0;`,
 ];
+
+function ignoreMissing(error: unknown): void {
+  if (errnoOf(error) !== 'ENOENT') throw error;
+}
 
 const folderName = (number: number): string => number.toString(36);
 
@@ -120,7 +130,8 @@ export async function openStore(db: Database, stateDir: string, log: Logger): Pr
   const held = new Map<string, number>();
 
   const discard = (folder: string) => {
-    const removal = removeTree(folder)
+    const removal = Promise.all([removeTree(folder), rm(mapOf(folder), { force: true })])
+      .then(() => {})
       .catch((err: unknown) => log.warn({ err, folder }, 'cannot remove a folder of the image store'))
       .finally(() => removals.delete(removal));
     removals.add(removal);
@@ -130,7 +141,9 @@ export async function openStore(db: Database, stateDir: string, log: Logger): Pr
   /** Out of `layers/` first, so that a crash in the middle of the removal leaves nothing that looks like a layer. */
   const discardLayer = (number: number) => {
     const grave = stagingPath();
-    const removal = rename(join(layersFolder, folderName(number)), grave)
+    const folder = join(layersFolder, folderName(number));
+    const removal = rename(folder, grave)
+      .then(() => rename(mapOf(folder), mapOf(grave)).catch(ignoreMissing))
       .then(
         () => discard(grave),
         (err: unknown) => log.warn({ err, layer: folderName(number) }, 'cannot remove a layer'),
@@ -141,7 +154,7 @@ export async function openStore(db: Database, stateDir: string, log: Logger): Pr
 
   const sweep = async () => {
     for (const name of await listFolder(stagingFolder)) discard(join(stagingFolder, name));
-    const folders = new Set(await listFolder(layersFolder));
+    const folders = new Set((await listFolder(layersFolder)).filter((name) => !name.endsWith('.map')));
     for (const row of sql('SELECT diff_id, number FROM layers').all()) {
       const name = folderName(Number(row['number']));
       if (folders.delete(name)) continue;
@@ -164,6 +177,11 @@ export async function openStore(db: Database, stateDir: string, log: Logger): Pr
       const grave = stagingPath();
       await rename(join(layersFolder, name), grave);
       discard(grave);
+    }
+    const rows = sql('SELECT number FROM layers').all();
+    const maps = new Set(rows.map(({ number }) => mapOf(folderName(Number(number)))));
+    for (const name of await listFolder(layersFolder)) {
+      if (name.endsWith('.map') && !maps.has(name)) await rm(join(layersFolder, name), { force: true });
     }
   };
   await sweep();
@@ -218,14 +236,19 @@ export async function openStore(db: Database, stateDir: string, log: Logger): Pr
       return folder;
     },
     discard,
-    async commitLayer(folder, { diffId, size, inodes }) {
+    async commitLayer(folder, { diffId, size, inodes, mapped }) {
+      if (!mapped) await rm(mapOf(folder), { force: true });
       await sync();
       const number = ++lastNumber;
-      await rename(folder, join(layersFolder, folderName(number)));
+      const target = join(layersFolder, folderName(number));
+      if (mapped) await rename(mapOf(folder), mapOf(target));
+      await rename(folder, target);
       let added = false;
       try {
         await syncFolder(layersFolder);
-        const row = sql('INSERT OR IGNORE INTO layers VALUES (?, ?, ?, ?)').run(diffId, number, size, inodes);
+        const row = sql(
+          'INSERT OR IGNORE INTO layers (diff_id, number, size, inodes, mapped) VALUES (?, ?, ?, ?, ?)',
+        ).run(diffId, number, size, inodes, mapped ? 1 : 0);
         added = row.changes === 1;
       } finally {
         // No row (a full disk): nothing else would find it. Or a fetch that was given up was done all the same, and
@@ -234,6 +257,12 @@ export async function openStore(db: Database, stateDir: string, log: Logger): Pr
       }
     },
     hasLayer: (diffId) => sql('SELECT 1 FROM layers WHERE diff_id = ?').get(diffId) !== undefined,
+    layerFiles(diffId) {
+      const row = sql('SELECT number, mapped FROM layers WHERE diff_id = ?').get(diffId);
+      if (row === undefined) return undefined;
+      const folder = join(layersFolder, folderName(Number(row['number'])));
+      return { folder, map: row['mapped'] === 1 ? mapOf(folder) : undefined };
+    },
     holdLayers(diffIds) {
       for (const id of diffIds) held.set(id, (held.get(id) ?? 0) + 1);
       let released = false;

@@ -7,31 +7,31 @@
  */
 import {
   chmodSync,
-  closeSync,
   constants,
-  fchmodSync,
-  fchownSync,
   lchownSync,
   linkSync,
   lstatSync,
   mkdirSync,
   openSync,
-  type PathLike,
   rmSync,
   type Stats,
   symlinkSync,
-  writeSync,
 } from 'node:fs';
-import { errnoOf, isError, KeelsonError } from '../../runtime/host/errors.ts';
+import { errnoOf, KeelsonError } from '../../runtime/host/errors.ts';
 import { mkfifo, mknod, setTimes, setXattr } from '../../runtime/host/syscalls.ts';
-import { type Entry, type EntrySink, show } from './entries.ts';
+import { type Entry, show } from '../tar/entries.ts';
+import type { TarSink } from '../tar/reader.ts';
 import type { UnpackLimits } from './protocol.ts';
+import type { TarMap } from './tar_map.ts';
+import { type ContentWriter, errnameOf, explained } from './writer.ts';
 
-export interface Applier extends EntrySink {
-  /** Gives the folders their times, which later entries have changed. Call once, after the last entry. */
+export interface Applier extends TarSink {
+  /** Gives the folders their times, which later entries have changed. Call once, when all contents are written. */
   finish(): { size: number; inodes: number };
   /** Lets go of the open file after a failure. */
   abandon(): void;
+  /** False where the layer replaces files of its own: then the folder does not have all that the archive had. */
+  isMapped(): boolean;
 }
 
 const whiteoutPrefix = '.wh.';
@@ -39,43 +39,73 @@ const whiteoutMeta = '.wh..wh.';
 const opaqueMarker = '.wh..wh..opq';
 const { O_WRONLY, O_CREAT, O_EXCL, O_NOFOLLOW, S_IFCHR, S_IFBLK } = constants;
 const nodeTypes = { char: S_IFCHR, block: S_IFBLK } as const;
+const noXattrs: Entry['xattrs'] = [];
 
-export function makeApplier(limits: UnpackLimits): Applier {
+/** An open file, and how much of its content has come. */
+interface OpenFile {
+  readonly fd: number;
+  readonly entry: Entry;
+  /** A new file has the right owner already. */
+  readonly isRoots: boolean;
+  done: number;
+  extent: number;
+}
+
+export function makeApplier(
+  limits: UnpackLimits,
+  writer: ContentWriter,
+  map: TarMap,
+  umask = process.umask(),
+): Applier {
   /** Folders that are known to be there, so that not every entry asks for its parents. */
   let known = new Set<string>(['']);
-  const folderTimes = new Map<string, bigint>();
+  /** Those of them that this layer made: no links, and without setgid where the set says so. */
+  const made = new Map<string, { setgid: boolean }>([['', { setgid: false }]]);
+  const folderTimes = new Map<string, Entry['mtime']>();
   let size = 0;
   let inodes = 1;
   let entries = 0;
-  let open: { fd: number; path: PathLike & (string | Buffer); entry: Entry } | undefined;
+  let mapped = true;
+  let open: OpenFile | undefined;
 
-  const makeFolder = (path: string) => {
+  const makeFolder = (path: string, mode: number) => {
+    let replaced: Stats | undefined;
     try {
-      mkdirSync(native(path), 0o755);
+      mkdirSync(native(path), mode);
       inodes++;
     } catch (error) {
       if (errnoOf(error) !== 'EEXIST') throw error;
       const found = lstatSync(native(path));
-      if (found.isDirectory()) return;
-      remove(path, found);
-      mkdirSync(native(path), 0o755);
-      // A whiteout and a folder of one name in one layer: the lower folder goes, the new one comes in its place.
-      if (isWhiteout(found)) setOpaque(path);
+      if (!found.isDirectory()) {
+        remove(path, found);
+        mkdirSync(native(path), mode);
+        // A whiteout and a folder of one name in one layer: the lower folder goes, the new one comes in its place.
+        if (isWhiteout(found)) setOpaque(path);
+      }
+      replaced = found;
     }
     // The umask of the process, and a setgid parent, must not have a say.
-    lchownSync(native(path), 0, 0);
-    chmodSync(native(path), 0o755);
+    const isPlain = replaced === undefined && isOurs(path) && (mode & umask) === 0 && mode <= 0o777;
+    if (!isPlain) {
+      lchownSync(native(path), 0, 0);
+      chmodSync(native(path), mode);
+    }
+    // Below a link the path would not be the true one.
+    if (made.has(parentOf(path))) made.set(path, { setgid: false });
   };
+
+  /** Is the folder of `path` one that this layer made, and that gives new files no group of its own? */
+  const isOurs = (path: string) => made.get(parentOf(path))?.setgid === false;
 
   /** The folder of an entry: what is missing of it is made (root, 0755). It may lead through links, inside the jail. */
   const ensureParents = (parts: readonly string[]): string => {
-    const parent = joined(parts.slice(0, -1));
+    const parent = joined(parts, parts.length - 1);
     if (known.has(parent)) return parent;
     for (let depth = 1; depth < parts.length; depth++) {
-      const path = joined(parts.slice(0, depth));
+      const path = joined(parts, depth);
       if (known.has(path)) continue;
       const found = lstatOrNothing(path);
-      if (found === undefined || isWhiteout(found)) makeFolder(path);
+      if (found === undefined || isWhiteout(found)) makeFolder(path, 0o755);
       known.add(path);
     }
     return parent;
@@ -83,6 +113,13 @@ export function makeApplier(limits: UnpackLimits): Applier {
 
   const remove = (path: string, found: Stats) => {
     if (found.isDirectory() || found.isSymbolicLink()) known = new Set(['']);
+    // Their contents were in the archive, and will be nowhere else.
+    if (found.isDirectory() || found.isFile()) mapped = false;
+    if (found.isDirectory()) {
+      // What was below it is forgotten too.
+      made.clear();
+      made.set('', { setgid: true });
+    }
     folderTimes.delete(path);
     rmSync(native(path), { recursive: true });
   };
@@ -114,10 +151,20 @@ export function makeApplier(limits: UnpackLimits): Applier {
     }
   };
 
-  const setAttributes = (path: string, entry: Entry) => {
-    lchownSync(native(path), entry.uid, entry.gid);
-    if (entry.type !== 'symlink') chmodSync(native(path), entry.mode);
-    setXattrs(path, entry);
+  const setAttributes = (path: string, entry: Entry, isRoots: boolean) => {
+    const { uid, gid, mode, type } = entry;
+    if (!isRoots || uid !== 0 || gid !== 0) {
+      lchownSync(native(path), uid, gid);
+      if (type !== 'symlink') chmodSync(native(path), mode);
+    } else if (type !== 'symlink' && ((mode & umask) !== 0 || mode > 0o777)) chmodSync(native(path), mode);
+    for (const [name, value] of wantedXattrs(entry)) {
+      try {
+        setXattr(native(path), name, value);
+      } catch (error) {
+        // A file system without them: the files are more use without than none at all.
+        if (errnameOf(error) !== 'ENOTSUP' && errnameOf(error) !== 'EOPNOTSUPP') throw error;
+      }
+    }
   };
 
   const begin = (entry: Entry) => {
@@ -129,45 +176,67 @@ export function makeApplier(limits: UnpackLimits): Applier {
     if (parts.length === 0) {
       if (entry.type !== 'directory')
         throw new KeelsonError('LAYER_UNSAFE', 'an entry would replace the root');
-      setAttributes('/', entry);
-      folderTimes.set('/', entry.mtimeNs);
+      setAttributes('/', entry, false);
+      made.set('', { setgid: (entry.mode & 0o2000) !== 0 });
+      folderTimes.set('/', entry.mtime);
       return;
     }
     const name = parts.at(-1)!;
-    if (name === opaqueMarker) {
-      ensureParents(parts);
-      return setOpaque(joined(parts.slice(0, -1)));
-    }
-    if (parts.some((part) => part.startsWith(whiteoutMeta))) return; // What AUFS kept for itself.
-    if (name.startsWith(whiteoutPrefix)) {
-      const hidden = name.slice(whiteoutPrefix.length);
-      if (hidden === '' || hidden === '.' || hidden === '..') {
-        throw new KeelsonError('LAYER_UNSAFE', `${show(parts.join('/'))} is a whiteout of nothing`);
-      }
-      return whiteOut(`${ensureParents(parts)}/${hidden}`);
+    if (name.startsWith(whiteoutPrefix) || parts.some((part) => part.startsWith(whiteoutMeta))) {
+      return beginMarker(parts, name);
     }
     create(`${ensureParents(parts)}/${name}`, entry);
   };
 
+  const beginMarker = (parts: readonly string[], name: string) => {
+    if (name === opaqueMarker) {
+      ensureParents(parts);
+      return setOpaque(joined(parts, parts.length - 1));
+    }
+    if (parts.some((part) => part.startsWith(whiteoutMeta))) return; // What AUFS kept for itself.
+    const hidden = name.slice(whiteoutPrefix.length);
+    if (hidden === '' || hidden === '.' || hidden === '..') {
+      throw new KeelsonError('LAYER_UNSAFE', `${show(parts.join('/'))} is a whiteout of nothing`);
+    }
+    whiteOut(`${ensureParents(parts)}/${hidden}`);
+  };
+
+  const openFile = (path: string, entry: Entry) => {
+    const parentIsOurs = isOurs(path);
+    // What no layer made could be a link: the name says nothing of where the file is then.
+    if (!parentIsOurs && !made.has(parentOf(path))) mapped = false;
+    const isRoots = parentIsOurs && entry.uid === 0 && entry.gid === 0;
+    const isPlain = isRoots && (entry.mode & umask) === 0 && entry.mode <= 0o777;
+    writer.beforeOpen();
+    replacing(path, () => {
+      // With an owner to come the file is closed to everybody until then.
+      const fd = openSync(
+        native(path),
+        O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW,
+        isPlain ? entry.mode : 0o600,
+      );
+      open = { fd, entry, isRoots, done: 0, extent: 0 };
+    });
+    const { sparse } = entry;
+    const extents = sparse?.extents ?? (entry.size > 0 ? [{ offset: 0, length: entry.size }] : []);
+    if (mapped) for (const { offset, length } of extents) map.content(path.slice(1), offset, length);
+    if (sparse !== undefined) writer.resize(open!.fd, sparse.size);
+  };
+
   const create = (path: string, entry: Entry) => {
     const { type } = entry;
+    if (type === 'file') return openFile(path, entry);
     if (type === 'directory') {
-      makeFolder(path);
+      makeFolder(path, entry.mode & 0o777);
       known.add(path);
-      setAttributes(path, entry);
-      folderTimes.set(path, entry.mtimeNs);
-      return;
-    }
-    if (type === 'file') {
-      const target = native(path);
-      replacing(path, () => {
-        open = { fd: openSync(target, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600), path: target, entry };
-      });
+      setAttributes(path, entry, true);
+      if (made.has(path)) made.set(path, { setgid: (entry.mode & 0o2000) !== 0 });
+      folderTimes.set(path, entry.mtime);
       return;
     }
     if (type === 'link') {
       const source = native(`/${entry.target}`);
-      if (entry.target === joined(entry.parts).slice(1)) return; // A link to itself: it is there already, or never.
+      if (entry.target === joined(entry.parts, entry.parts.length).slice(1)) return; // To itself: there, or never.
       replacing(path, () => linkSync(source, native(path)));
       inodes--;
       return;
@@ -177,49 +246,80 @@ export function makeApplier(limits: UnpackLimits): Applier {
       else if (type === 'fifo') mkfifo(native(path), entry.mode);
       else mknod(native(path), nodeTypes[type] | entry.mode, entry.major, entry.minor);
     });
-    setAttributes(path, entry);
-    setTimes(native(path), entry.mtimeNs, entry.mtimeNs);
+    setAttributes(path, entry, isOurs(path));
+    setTimes(native(path), entry.mtime.seconds, entry.mtime.nanoseconds);
   };
 
-  const abandon = () => {
-    if (open !== undefined) closeSync(open.fd);
-    open = undefined;
+  /** Content of a sparse file goes to its pieces, one after the other. */
+  const writeSparse = (file: OpenFile, chunk: Buffer, start: number, end: number) => {
+    for (let at = start; at < end; ) {
+      const extent = file.entry.sparse!.extents[file.extent]!;
+      const length = Math.min(end - at, extent.length - file.done);
+      writer.write(file.fd, chunk, at, at + length, extent.offset + file.done);
+      at += length;
+      file.done += length;
+      if (file.done < extent.length) continue;
+      file.done = 0;
+      file.extent++;
+    }
+  };
+
+  const named = (entry: Entry) => () => {
+    const missing = entry.type === 'link' ? ` to ${show(entry.target)}` : '';
+    return `${show(entry.parts.join('/'))} (${entry.type}${missing})`;
   };
 
   return {
-    begin: (entry) => explained(entry, () => begin(entry)),
-    data(piece) {
-      if (open === undefined) return; // The content of a whiteout, which means nothing.
+    meta: (bytes) => map.meta(bytes),
+    begin: (entry) => explained(() => begin(entry), named(entry)),
+    content(chunk, start, end) {
+      // The content of a whiteout means nothing, but it was there.
+      if (open === undefined) return map.meta(chunk.subarray(start, end));
       const { fd, entry } = open;
-      explained(entry, () => {
-        for (let at = 0; at < piece.length; ) at += writeSync(fd, piece, at, piece.length - at);
-      });
-      size += piece.length;
+      if (entry.sparse === undefined) {
+        explained(() => writer.write(fd, chunk, start, end, -1), named(entry));
+      } else writeSparse(open, chunk, start, end);
+      size += end - start;
     },
     end() {
       if (open === undefined) return;
-      const { fd, path, entry } = open;
-      explained(entry, () => {
-        // Owner first: changing it clears setuid, setgid and capabilities.
-        fchownSync(fd, entry.uid, entry.gid);
-        fchmodSync(fd, entry.mode);
-        setXattrs(path, entry);
-        setTimes(path, entry.mtimeNs, entry.mtimeNs);
-      });
-      abandon();
+      const { fd, entry, isRoots } = open;
+      open = undefined;
+      const { uid, gid, mode, mtime } = entry;
+      const isPlain = isRoots && (mode & umask) === 0 && mode <= 0o777;
+      const attributes = {
+        uid: isRoots ? -1 : uid,
+        gid,
+        mode: isPlain ? -1 : mode,
+        seconds: mtime.seconds,
+        nanoseconds: mtime.nanoseconds,
+        xattrs: wantedXattrs(entry),
+      };
+      explained(() => writer.finish(fd, attributes), named(entry));
     },
     finish() {
-      for (const [path, ns] of folderTimes) {
-        if (lstatOrNothing(path)?.isDirectory()) setTimes(native(path), ns, ns);
+      for (const [path, { seconds, nanoseconds }] of folderTimes) {
+        if (lstatOrNothing(path)?.isDirectory()) setTimes(native(path), seconds, nanoseconds);
       }
       return { size, inodes };
     },
-    abandon,
+    abandon() {
+      if (open !== undefined) writer.close(open.fd);
+      open = undefined;
+    },
+    isMapped: () => mapped,
   };
 }
 
-function joined(parts: readonly string[]): string {
-  return parts.length === 0 ? '' : `/${parts.join('/')}`;
+function parentOf(path: string): string {
+  return path.slice(0, path.lastIndexOf('/'));
+}
+
+/** The path of the first `depth` parts, with a slash before each. */
+function joined(parts: readonly string[], depth: number): string {
+  let path = '';
+  for (let at = 0; at < depth; at++) path += `/${parts[at]}`;
+  return path;
 }
 
 /** A byte-string name for the file system: as text where it is ASCII, which is quicker, else as its bytes. */
@@ -239,58 +339,11 @@ function lstatOrNothing(path: string): Stats | undefined {
  * Only what programs in containers rely on. Above all nothing of trusted.overlay or user.overlay: such an attribute
  * would make overlayfs show other files than those of the layer.
  */
-function setXattrs(path: string | Buffer, entry: Entry): void {
-  for (const [name, value] of entry.xattrs) {
-    const wanted =
-      name === 'security.capability' || (name.startsWith('user.') && !name.startsWith('user.overlay.'));
-    const possible = name === 'security.capability' || entry.type === 'file' || entry.type === 'directory';
-    if (!wanted || !possible) continue;
-    try {
-      setXattr(typeof path === 'string' ? native(path) : path, name, value);
-    } catch (error) {
-      // A file system without them: the files are more use without than none at all.
-      if (errnameOf(error) !== 'ENOTSUP' && errnameOf(error) !== 'EOPNOTSUPP') throw error;
-    }
-  }
-}
-
-function errnameOf(error: unknown): string | undefined {
-  if (isError(error, 'SYSCALL_FAILED')) return String(error.details['errno']);
-  return errnoOf(error);
-}
-
-/** Failures that the archive is to blame for; others are the machine's. */
-const archiveFaults = new Set([
-  'ENOTDIR',
-  'EISDIR',
-  'ENOENT',
-  'EEXIST',
-  'ELOOP',
-  'ENAMETOOLONG',
-  'EINVAL',
-  'EMLINK',
-  'EPERM',
-  'EXDEV',
-]);
-
-/** Runs `body`; what the file system refuses is told with the entry's name. */
-function explained<T>(entry: Entry, body: () => T): T {
-  try {
-    return body();
-  } catch (error) {
-    const errno = errnameOf(error);
-    if (errno === undefined) throw error;
-    const what = `${show(entry.parts.join('/'))} (${entry.type}): ${errno}`;
-    if (errno === 'ENOSPC' || errno === 'EDQUOT') {
-      throw new KeelsonError('STORAGE_FULL', `${what}: no space is left for the layer`, {
-        cause: error,
-        hint: 'free some space or remove images that nobody needs',
-      });
-    }
-    throw new KeelsonError(
-      archiveFaults.has(errno) ? 'IMAGE_INVALID' : 'SYSCALL_FAILED',
-      `${what}${entry.type === 'link' && errno === 'ENOENT' ? `: the layer has no ${show(entry.target)}` : ''}`,
-      { cause: error, details: { errno } },
-    );
-  }
+function wantedXattrs(entry: Entry): Entry['xattrs'] {
+  if (entry.xattrs.length === 0) return noXattrs;
+  const hasContent = entry.type === 'file' || entry.type === 'directory';
+  return entry.xattrs.filter(([name]) => {
+    if (name === 'security.capability') return true;
+    return hasContent && name.startsWith('user.') && !name.startsWith('user.overlay.');
+  });
 }

@@ -1,5 +1,7 @@
-/** What the main thread and an unpack worker say to each other. */
+/** What the main thread and the unpack threads say to each other, and these among themselves. */
+import type { MessagePort } from 'node:worker_threads';
 import type { ErrorCode } from '../../runtime/host/errors.ts';
+import type { Ring } from './ring.ts';
 
 export interface UnpackLimits {
   /** Entries of one layer. */
@@ -8,13 +10,32 @@ export interface UnpackLimits {
   readonly bytes: number;
 }
 
-export type ToWorker =
-  /** `folder` is a descriptor of the empty folder to unpack into, which stays open until `done` or `failed`. */
-  | { type: 'begin'; id: number; folder: number; limits: UnpackLimits; algorithm: string }
+/**
+ * What a thread does of a layer. A small one is done by one thread as a whole. The work on a larger one is spread: one
+ * decompresses and hashes, one reads the archive and makes the names, one writes the contents.
+ */
+export type Part = 'whole' | 'decode' | 'create' | 'write';
+
+export type ToThread =
+  | {
+      type: 'begin';
+      id: number;
+      part: Part;
+      limits: UnpackLimits;
+      algorithm: string;
+      /** Descriptors of the empty folder to unpack into and of the file for its map: open until the layer is settled. */
+      folder: number;
+      map: number;
+      ring?: Ring;
+      /** From the part before, and to the part behind this one. */
+      source?: MessagePort;
+      target?: MessagePort;
+    }
+  /** To `whole` and `decode` only. */
   | { type: 'data'; id: number; bytes: Uint8Array<ArrayBuffer> }
   | { type: 'end'; id: number }
-  /** Stop; answered by `failed`. */
-  | { type: 'abort'; id: number };
+  /** Give up; answered by `stopped` unless the layer is settled. */
+  | { type: 'stop'; id: number };
 
 export interface Unpacked {
   /** Of the bytes as they came, with the algorithm that was asked for. */
@@ -25,10 +46,29 @@ export interface Unpacked {
   readonly size: number;
   /** Files, folders and the rest. */
   readonly inodes: number;
+  /** The map is complete: the archive can be built again. */
+  readonly mapped: boolean;
 }
 
-export type FromWorker =
-  /** `bytes` more of the data have been worked off: as many may be sent. */
-  | { type: 'taken'; id: number; bytes: number }
+export type FromThread =
+  /** These data have been worked off: as many may be sent, in the same memory. */
+  | { type: 'taken'; id: number; bytes: Uint8Array<ArrayBuffer> }
   | { type: 'done'; id: number; result: Unpacked }
-  | { type: 'failed'; id: number; code: ErrorCode; message: string; hint?: string };
+  | { type: 'failed'; id: number; code: ErrorCode; message: string; hint?: string }
+  /** This part writes nothing more. */
+  | { type: 'stopped'; id: number };
+
+/** From `decode` to `create`: the next piece of the ring has so many bytes; or the end. */
+export type Decoded =
+  | { readonly length: number }
+  | { readonly end: { readonly digest: string; readonly diffId: string } };
+
+/** From `create` to `write`: steps (see writer.ts), and whether the oldest piece of the ring is needed no longer. */
+export type Steps =
+  | {
+      readonly steps: Float64Array<ArrayBuffer>;
+      /** Of the files that are finished, in their order. */
+      readonly xattrs: readonly (readonly [name: string, value: Uint8Array])[];
+      readonly last: boolean;
+    }
+  | { readonly end: 'done' | 'stopped' };

@@ -67,6 +67,7 @@ const catalogue = {
   IMAGE_PLATFORM_MISSING: { grpc: 'NOT_FOUND', reason: 'ErrImagePull' },
   IMAGE_DIGEST_MISMATCH: { grpc: 'DATA_LOSS', reason: 'ErrImagePull' },
   IMAGE_INVALID: { grpc: 'DATA_LOSS', reason: 'ErrImagePull' },
+  LAYER_DAMAGED: { grpc: 'DATA_LOSS', reason: 'ErrImagePull' },
   LAYER_UNSAFE: { grpc: 'INVALID_ARGUMENT', reason: 'ErrImagePull' },
   STORAGE_FULL: { grpc: 'RESOURCE_EXHAUSTED', reason: 'ErrImagePull' },
   REGISTRY_UNAVAILABLE: { grpc: 'UNAVAILABLE', reason: 'RegistryUnavailable' },

@@ -26,7 +26,9 @@ const c = {
   chroot: libc.func('int chroot(const char *path)'),
   fchdir: libc.func('int fchdir(int fd)'),
   flock: libc.func('int flock(int fd, int operation)'),
-  utimensat: libc.func('int utimensat(int dirfd, const char *path, const int64_t *times, int flags)'),
+  utimensat: libc.func('int utimensat(int dirfd, const char *path, uintptr_t times, int flags)'),
+  futimens: libc.func('int futimens(int fd, uintptr_t times)'),
+  fsetxattr: libc.func('int fsetxattr(int fd, const char *name, const void *value, size_t size, int flags)'),
   socket: libc.func('int socket(int domain, int type, int protocol)'),
   ioctl: libc.func('int ioctl(int fd, unsigned long request, _Inout_ void *argument)'),
   close: libc.func('int close(int fd)'),
@@ -197,16 +199,64 @@ export function tryLock(fd: number): boolean {
   throw new KeelsonError('SYSCALL_FAILED', `flock: ${name}`, { details: { errno: name } });
 }
 
-/** utimensat(2) without following links. Times in nanoseconds since the epoch. */
-export function setTimes(path: SyscallPath, accessNs: bigint, modifyNs: bigint): void {
+/** utimensat(2) without following links, one time since the epoch for both. */
+export function setTimes(path: SyscallPath, seconds: number, nanoseconds: number): void {
   const AT_FDCWD = -100;
   const AT_SYMLINK_NOFOLLOW = 0x100;
-  const split = (ns: bigint): [bigint, bigint] => {
-    const rest = ((ns % 1_000_000_000n) + 1_000_000_000n) % 1_000_000_000n;
-    return [(ns - rest) / 1_000_000_000n, rest];
-  };
-  const times = BigInt64Array.from([...split(accessNs), ...split(modifyNs)]);
-  check(c.utimensat(AT_FDCWD, terminated(path), times, AT_SYMLINK_NOFOLLOW), `set times of ${path}`);
+  fillTimes(seconds, nanoseconds);
+  check(c.utimensat(AT_FDCWD, terminated(path), timesAddress, AT_SYMLINK_NOFOLLOW), `set times of ${path}`);
+}
+
+/** futimens(2) with one time for both. */
+export function setFileTimes(fd: number, seconds: number, nanoseconds: number): void {
+  fillTimes(seconds, nanoseconds);
+  check(c.futimens(fd, timesAddress), 'set times');
+}
+
+/** struct timespec[2], made once: a layer has tens of thousands of files. */
+const times = new Float64Array(4);
+const timesAsIntegers = new DataView(times.buffer);
+const timesAddress = koffi.address(times);
+
+function fillTimes(seconds: number, nanoseconds: number): void {
+  const littleEndian = true;
+  for (const at of [0, 16]) {
+    timesAsIntegers.setUint32(at, seconds >>> 0, littleEndian);
+    timesAsIntegers.setInt32(at + 4, Math.floor(seconds / 2 ** 32), littleEndian);
+    timesAsIntegers.setUint32(at + 8, nanoseconds, littleEndian);
+  }
+}
+
+/** fsetxattr(2). */
+export function setFileXattr(fd: number, name: string, value: Buffer): void {
+  check(c.fsetxattr(fd, name, value, value.length, 0), `set ${name}`);
+}
+
+export interface IsalInflate {
+  readonly init: (state: bigint) => void;
+  readonly reset: (state: bigint) => void;
+  readonly inflate: (state: bigint) => number;
+  /** Where the bytes are. They must stay referenced, and their buffer must not be moved, while it is used. */
+  readonly addressOf: (bytes: Uint8Array) => bigint;
+}
+
+let isal: IsalInflate | undefined | null = null;
+
+/** The inflate of ISA-L (libisal.so.2, igzip_lib.h); undefined where it is not installed. See igzip.ts. */
+export function isalInflate(): IsalInflate | undefined {
+  if (isal !== null) return isal;
+  try {
+    const library = koffi.load('libisal.so.2');
+    isal = {
+      init: library.func('void isal_inflate_init(uintptr_t state)'),
+      reset: library.func('void isal_inflate_reset(uintptr_t state)'),
+      inflate: library.func('int isal_inflate(uintptr_t state)'),
+      addressOf: (bytes) => BigInt(koffi.address(bytes)),
+    };
+  } catch {
+    isal = undefined;
+  }
+  return isal;
 }
 
 /** Brings `name` up in the network namespace of the calling thread (netdevice(7), SIOCSIFFLAGS). */

@@ -9,13 +9,18 @@ import {
   readdirSync,
   readFileSync,
   readlinkSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { type TestContext, test } from 'node:test';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { makeUnpackPool, type UnpackPool } from '../../images/unpack/pool.ts';
 import type { UnpackLimits } from '../../images/unpack/protocol.ts';
+import { mapOf, rebuildArchive } from '../../images/unpack/tar_map.ts';
 import { type Clock, systemClock } from '../../runtime/host/clock.ts';
 import { type ErrorCode, isError } from '../../runtime/host/errors.ts';
 import { getXattr } from '../../runtime/host/syscalls.ts';
@@ -23,12 +28,23 @@ import { temporaryFolder } from '../peers/image-store.ts';
 import { makeTar, type TarEntry } from '../peers/tar.ts';
 
 const skip = process.getuid?.() === 0 ? false : 'needs root';
-type Test = { after(fn: () => Promise<void>): void };
 
-function openPool(t: Test, limits?: UnpackLimits): UnpackPool {
-  const pool = makeUnpackPool({ clock: systemClock, limits });
-  t.after(pool.close);
-  return pool;
+type OpenPool = (limits?: UnpackLimits) => UnpackPool;
+
+/** One thread does a whole layer, or three share the work: the same must come of it. */
+function unpacking(name: string, body: (t: TestContext, openPool: OpenPool) => Promise<void>): void {
+  for (const [how, spreadFrom] of [
+    ['one thread', Number.POSITIVE_INFINITY],
+    ['three threads', 0],
+  ] as const) {
+    test(`${name} (${how})`, { skip }, (t) =>
+      body(t, (limits) => {
+        const pool = makeUnpackPool({ clock: systemClock, limits, spreadFrom, threads: 1 });
+        t.after(pool.close);
+        return pool;
+      }),
+    );
+  }
 }
 
 async function unpack(pool: UnpackPool, folder: string, data: Buffer, pieceSize = 10_000) {
@@ -54,9 +70,13 @@ function listing(folder: string): string[] {
     .sort();
 }
 
+async function rebuilt(folder: string): Promise<Buffer> {
+  return Buffer.concat(await Array.fromAsync(rebuildArchive(folder, mapOf(folder))));
+}
+
 const sha256 = (data: Buffer) => `sha256:${createHash('sha256').update(data).digest('hex')}`;
 
-test('an ordinary tree is unpacked as GNU tar does it, in every compression', { skip }, async (t) => {
+unpacking('an ordinary tree is unpacked as GNU tar does it, in every compression', async (t, openPool) => {
   const source = join(temporaryFolder(t), 'tree');
   mkdirSync(source);
   const long = 'long-name-'.repeat(12);
@@ -97,10 +117,12 @@ test('an ordinary tree is unpacked as GNU tar does it, in every compression', { 
     ] as const) {
       const folder = join(temporaryFolder(t), 'layer');
       mkdirSync(folder);
-      const result = await unpack(openPool(t), folder, data);
+      const result = await unpack(openPool(), folder, data);
       assert.deepEqual(listing(folder), listing(expected), `${format} ${name}`);
       execFileSync('cmp', [join(folder, 'a/big'), join(source, 'a/big')]);
       assert.equal(result.digest, sha256(data));
+      assert.ok(result.mapped);
+      assert.ok((await rebuilt(folder)).equals(tar), 'the archive is built again');
       assert.equal(result.diffId, sha256(tar));
       assert.ok(result.size > 3_000_000 && result.size < 3_100_000, String(result.size));
       assert.equal(
@@ -112,11 +134,11 @@ test('an ordinary tree is unpacked as GNU tar does it, in every compression', { 
   }
 });
 
-test('capabilities and user attributes are kept, those of overlayfs are not', { skip }, async (t) => {
+unpacking('capabilities and user attributes are kept, those of overlayfs are not', async (t, openPool) => {
   const capability = Buffer.from('0000000280ffc3280000000000000000ffffffff', 'hex');
   const folder = temporaryFolder(t);
   await unpack(
-    openPool(t),
+    openPool(),
     folder,
     makeTar([
       {
@@ -151,9 +173,9 @@ test('capabilities and user attributes are kept, those of overlayfs are not', { 
   }
 });
 
-test('whiteouts and opaque folders hide what is below in an overlay', { skip }, async (t) => {
+unpacking('whiteouts and opaque folders hide what is below in an overlay', async (t, openPool) => {
   const root = temporaryFolder(t);
-  const pool = openPool(t);
+  const pool = openPool();
   const layer = async (name: string, entries: TarEntry[]) => {
     mkdirSync(join(root, name));
     await unpack(pool, join(root, name), makeTar(entries));
@@ -226,10 +248,10 @@ test('whiteouts and opaque folders hide what is below in an overlay', { skip }, 
   }
 });
 
-test('later entries replace earlier ones of another kind', { skip }, async (t) => {
+unpacking('later entries replace earlier ones of another kind', async (t, openPool) => {
   const folder = temporaryFolder(t);
   await unpack(
-    openPool(t),
+    openPool(),
     folder,
     makeTar([
       { path: 'a', type: 'directory' },
@@ -380,11 +402,31 @@ const hostile: readonly (readonly [
   ['a too long name', () => [{ path: 'n'.repeat(300), content: 'x' }], 'IMAGE_INVALID'],
   ['a negative id', () => [{ path: 'a', pax: { uid: '-1' } }], 'IMAGE_INVALID'],
   ['an id past 32 bits', () => [{ path: 'a', pax: { gid: '4294967295' } }], 'IMAGE_INVALID'],
-  ['a sparse file', () => [{ path: 'a', pax: { 'GNU.sparse.major': '1' } }], 'IMAGE_UNSUPPORTED'],
+  [
+    'a sparse file of a later form',
+    () => [{ path: 'a', pax: { 'GNU.sparse.major': '2' } }],
+    'IMAGE_UNSUPPORTED',
+  ],
+  [
+    'a sparse file with pieces past its end',
+    () => [{ path: 'a', content: 'xyz', pax: { 'GNU.sparse.map': '4096,3', 'GNU.sparse.size': '4098' } }],
+    'IMAGE_INVALID',
+  ],
+  [
+    'a sparse file with a map that is none',
+    () => [
+      {
+        path: 'a',
+        content: '9999999999\n'.padEnd(512, '\0'),
+        pax: { 'GNU.sparse.major': '1', 'GNU.sparse.minor': '0', 'GNU.sparse.realsize': '5' },
+      },
+    ],
+    'IMAGE_INVALID',
+  ],
 ];
 
-test('no archive reaches outside of its folder', { skip }, async (t) => {
-  const pool = openPool(t);
+unpacking('no archive reaches outside of its folder', async (t, openPool) => {
+  const pool = openPool();
   const root = temporaryFolder(t);
   const outside = join(root, 'victim');
   mkdirSync(outside, { mode: 0o755 });
@@ -403,9 +445,8 @@ test('no archive reaches outside of its folder', { skip }, async (t) => {
   assert.equal(process.cwd(), readlinkSync('/proc/self/cwd'));
 });
 
-test('two layers unpacked at once by one thread stay in their own folders', { skip }, async (t) => {
-  const pool = makeUnpackPool({ clock: systemClock, threads: 1 });
-  t.after(pool.close);
+unpacking('two layers unpacked at once by one thread stay in their own folders', async (t, openPool) => {
+  const pool = openPool();
   const root = temporaryFolder(t);
   await Promise.all(
     ['a', 'b', 'c', 'd'].map(async (name) => {
@@ -422,36 +463,45 @@ test('two layers unpacked at once by one thread stay in their own folders', { sk
     assert.equal(files.length, 300);
     assert.ok(files.every((file) => file.startsWith(name)));
   }
-  assert.deepEqual(readdirSync(root).sort(), ['a', 'b', 'c', 'd']);
-});
-
-test('limits, broken archives and broken compression end in an error that says so', { skip }, async (t) => {
-  const pool = openPool(t, { entries: 10, bytes: 100_000 });
-  const files = (count: number): TarEntry[] => Array.from({ length: count }, (_, at) => ({ path: `f${at}` }));
-  const good = makeTar([{ path: 'a', content: 'x'.repeat(20_000) }]);
-  const cases: readonly (readonly [string, Buffer, ErrorCode, RegExp])[] = [
-    ['entries', makeTar(files(11)), 'LAYER_UNSAFE', /more than 10 entries/],
-    ['bomb', gzipSync(Buffer.alloc(50_000_000)), 'LAYER_UNSAFE', /more than 100000 bytes/],
-    ['cut archive', good.subarray(0, 5000), 'IMAGE_INVALID', /not a tar archive/],
-    ['cut gzip', gzipSync(good).subarray(0, 60), 'IMAGE_INVALID', /decompressed/],
-    ['cut zstd', zstdCompressSync(good).subarray(0, 40), 'IMAGE_INVALID', /./],
-    ['no archive', Buffer.alloc(2000, 'no archive '), 'IMAGE_INVALID', /not a tar archive/],
-    ['broken pax', makeTar([{ path: 'a', pax: { x: 'y' } }]).fill('z', 512, 520), 'IMAGE_INVALID', /pax/],
-  ];
-  for (const [name, data, code, message] of cases) {
-    const run = unpack(pool, temporaryFolder(t), data);
-    await assert.rejects(run, (error) => isError(error, code) && message.test(error.message), name);
-  }
-  await unpack(
-    pool,
-    temporaryFolder(t),
-    Buffer.concat([makeTar(files(10)), Buffer.from('rubbish behind the end')]),
+  assert.deepEqual(
+    readdirSync(root)
+      .filter((name) => !name.endsWith('.map'))
+      .sort(),
+    ['a', 'b', 'c', 'd'],
   );
-  await unpack(pool, temporaryFolder(t), Buffer.alloc(0));
 });
 
-test('an abort ends the writing', { skip }, async (t) => {
-  const pool = openPool(t);
+unpacking(
+  'limits, broken archives and broken compression end in an error that says so',
+  async (t, openPool) => {
+    const pool = openPool({ entries: 10, bytes: 100_000 });
+    const files = (count: number): TarEntry[] =>
+      Array.from({ length: count }, (_, at) => ({ path: `f${at}` }));
+    const good = makeTar([{ path: 'a', content: 'x'.repeat(20_000) }]);
+    const cases: readonly (readonly [string, Buffer, ErrorCode, RegExp])[] = [
+      ['entries', makeTar(files(11)), 'LAYER_UNSAFE', /more than 10 entries/],
+      ['bomb', gzipSync(Buffer.alloc(50_000_000)), 'LAYER_UNSAFE', /more than 100000 bytes/],
+      ['cut archive', good.subarray(0, 5000), 'IMAGE_INVALID', /not a tar archive/],
+      ['cut gzip', gzipSync(good).subarray(0, 60), 'IMAGE_INVALID', /decompressed/],
+      ['cut zstd', zstdCompressSync(good).subarray(0, 40), 'IMAGE_INVALID', /./],
+      ['no archive', Buffer.alloc(2000, 'no archive '), 'IMAGE_INVALID', /not a tar archive/],
+      ['broken pax', makeTar([{ path: 'a', pax: { x: 'y' } }]).fill('z', 512, 520), 'IMAGE_INVALID', /pax/],
+    ];
+    for (const [name, data, code, message] of cases) {
+      const run = unpack(pool, temporaryFolder(t), data);
+      await assert.rejects(run, (error) => isError(error, code) && message.test(error.message), name);
+    }
+    await unpack(
+      pool,
+      temporaryFolder(t),
+      Buffer.concat([makeTar(files(10)), Buffer.from('rubbish behind the end')]),
+    );
+    await unpack(pool, temporaryFolder(t), Buffer.alloc(0));
+  },
+);
+
+unpacking('an abort ends the writing', async (t, openPool) => {
+  const pool = openPool();
   const folder = temporaryFolder(t);
   const data = makeTar(
     Array.from({ length: 2000 }, (_, at): TarEntry => ({ path: `f${at}`, content: 'x'.repeat(2000) })),
@@ -465,10 +515,136 @@ test('an abort ends the writing', { skip }, async (t) => {
   assert.equal(readdirSync(folder).length, count);
 });
 
-test('entries without content have none, whatever their size says', { skip }, async (t) => {
+unpacking('sparse files in every form of GNU tar', async (t, openPool) => {
+  const source = join(temporaryFolder(t), 'tree');
+  mkdirSync(source);
+  // Pieces at odd places: more than fit into one header, and a hole at the end.
+  execFileSync(
+    'sh',
+    [
+      '-ec',
+      `for i in $(seq 1 60); do printf "piece $i" | dd of=many bs=1 seek=$((i * 70000)) conv=notrunc status=none; done
+       truncate -s 9000000 many; truncate -s 5000000 hole; printf end | dd of=late bs=1 seek=3000000 status=none`,
+    ],
+    { cwd: source },
+  );
+  for (const form of [
+    ['--format=gnu'],
+    ['0.0', '0.1', '1.0'].map((v) => ['--format=pax', `--sparse-version=${v}`]),
+  ]
+    .flat()
+    .map((options) => [options].flat())) {
+    const tar = execFileSync('tar', ['-C', source, '--sparse', ...form, '-cf', '-', '.'], {
+      maxBuffer: 1 << 26,
+    });
+    assert.ok(tar.length < 2_000_000, 'it is sparse');
+    const folder = join(temporaryFolder(t), 'layer');
+    mkdirSync(folder);
+    const result = await unpack(openPool(), folder, tar);
+    execFileSync('diff', ['-r', source, folder]);
+    assert.ok(lstatSync(join(folder, 'hole')).blocks < 100);
+    assert.ok(result.mapped && (await rebuilt(folder)).equals(tar), form.join(' '));
+  }
+});
+
+unpacking(
+  'a layer that replaces its own files has no map; other oddities do not matter',
+  async (t, openPool) => {
+    const cases: readonly (readonly [TarEntry[], boolean])[] = [
+      [
+        [
+          { path: 'a', content: '1' },
+          { path: 'a', content: '2' },
+        ],
+        false,
+      ],
+      [
+        [
+          { path: 'd/a', content: '1' },
+          { path: 'd', content: '2' },
+        ],
+        false,
+      ],
+      [
+        [
+          { path: 'l', type: 'symlink', target: 'd' },
+          { path: 'd', type: 'directory' },
+          { path: 'l/f', content: '1' },
+        ],
+        false,
+      ],
+      [
+        [
+          { path: '.wh.x', content: 'not empty' },
+          { path: '.wh..wh.plnk/1', content: 'AUFS' },
+          { path: 'a', content: '1' },
+        ],
+        true,
+      ],
+      [
+        [
+          { path: 'l', type: 'symlink', target: 'd' },
+          { path: 'l', type: 'directory' },
+          { path: 'l/f', content: '1' },
+        ],
+        true,
+      ],
+      [
+        [
+          { path: 'a', content: '1' },
+          { path: 'h', type: 'link', target: 'a' },
+          { path: 'x/../a2', content: 'x' },
+        ],
+        true,
+      ],
+    ];
+    for (const [entries, mapped] of cases) {
+      const folder = join(temporaryFolder(t), 'layer');
+      mkdirSync(folder);
+      const tar = Buffer.concat([makeTar(entries), Buffer.from('behind the end')]);
+      const result = await unpack(openPool(), folder, tar);
+      assert.equal(result.mapped, mapped, JSON.stringify(entries));
+      if (mapped) assert.ok((await rebuilt(folder)).equals(tar), JSON.stringify(entries));
+    }
+  },
+);
+
+test('a damaged layer or map is told, and nothing outside is read', { skip }, async (t) => {
+  const pool = makeUnpackPool({ clock: systemClock });
+  t.after(pool.close);
+  const tar = makeTar([
+    { path: 'd/f', content: 'content' },
+    { path: 'g', content: 'x' },
+  ]);
+  const damaged = async (damage: (folder: string) => void, why: RegExp) => {
+    const folder = join(temporaryFolder(t), 'layer');
+    mkdirSync(folder);
+    await unpack(pool, folder, tar);
+    damage(folder);
+    await assert.rejects(
+      rebuilt(folder),
+      (error) => isError(error, 'LAYER_DAMAGED') && why.test(error.message),
+    );
+  };
+  await damaged((folder) => rmSync(join(folder, 'g')), /"g" cannot be read: ENOENT/);
+  await damaged((folder) => truncateSync(join(folder, 'd/f'), 3), /"d\/f" is too short/);
+  await damaged((folder) => {
+    rmSync(join(folder, 'g'));
+    symlinkSync('/etc/passwd', join(folder, 'g'));
+  }, /"g" cannot be read: ELOOP/);
+  await damaged((folder) => {
+    renameSync(join(folder, 'd'), join(folder, 'away'));
+    symlinkSync(join(folder, 'away'), join(folder, 'd'));
+  }, /the folder of "d\/f" is not what it was/);
+  await damaged((folder) => truncateSync(mapOf(folder), 20), /map is cut off/);
+  await damaged((folder) => writeFileSync(mapOf(folder), Buffer.alloc(100, 7)), /map/);
+  await damaged((folder) => rmSync(mapOf(folder)), /map cannot be read/);
+});
+
+unpacking('entries without content have none, whatever their size says', async (t, openPool) => {
   const folder = temporaryFolder(t);
   await unpack(
-    openPool(t),
+    openPool(),
     folder,
     makeTar([
       { path: 'a', content: 'x' },

@@ -7,6 +7,7 @@ import { makeHealth } from '../../images/registry/health.ts';
 import { makeHosts } from '../../images/registry/hosts.ts';
 import type { RegistryOptions } from '../../images/registry/repository.ts';
 import { type EmbeddedImages, type ImagesOptions, makeImages } from '../../images/service.ts';
+import { mapOf } from '../../images/unpack/tar_map.ts';
 import { type Clock, systemClock } from '../../runtime/host/clock.ts';
 import { type Database, openDatabase } from '../../runtime/host/database.ts';
 import { makeLogger } from '../../runtime/host/log.ts';
@@ -20,9 +21,12 @@ export interface TestStore {
 
 type Test = { after(fn: () => Promise<void>): void };
 
+/** Where a layer is unpacked into the folder itself, its map lies beside it. */
 export function temporaryFolder(t: Test): string {
   const folder = mkdtempSync(join(tmpdir(), 'keelson-test-'));
-  t.after(async () => rmSync(folder, { recursive: true, force: true }));
+  t.after(async () => {
+    for (const path of [folder, mapOf(folder)]) rmSync(path, { recursive: true, force: true });
+  });
   return folder;
 }
 
@@ -87,5 +91,6 @@ export function openRegistries(t: Test, clock: Clock = systemClock): RegistryOpt
 
 /** Names below `layers/` and `staging/`. */
 export function onDisk(folder: string): { layers: string[]; staging: string[] } {
-  return { layers: readdirSync(join(folder, 'layers')), staging: readdirSync(join(folder, 'staging')) };
+  const folders = (name: string) => readdirSync(join(folder, name)).filter((file) => !file.endsWith('.map'));
+  return { layers: folders('layers'), staging: readdirSync(join(folder, 'staging')) };
 }

@@ -162,6 +162,10 @@ export function fakeImages(
     pullImage: unused,
     removeImage: unused,
     imageFsInfo: unused,
+    events: () => () => {},
+    fetchMetrics: () => {
+      throw new KeelsonError('UNIMPLEMENTED', 'not a part of this test');
+    },
     async forContainer(image) {
       if (image !== 'busybox' && image !== id) {
         throw new KeelsonError('IMAGE_NOT_PRESENT', `image ${image} is not here`);
