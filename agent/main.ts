@@ -298,7 +298,20 @@ async function assemble(
       });
       after(() => healthz.close());
     }
+    const archives = once(async () => {
+      const { watchImageFolder } = await import('../images/archive/watch.ts');
+      const watched = watchImageFolder({
+        folder: keelson.imagesDir ?? join(keelson.stateDir, 'images'),
+        db,
+        images,
+        log: log.child({ room: 'images' }),
+        clock,
+        onEvent: calm.stir,
+      });
+      after(() => watched.close());
+    });
     const calm = whenCalm(clock, calmMs, () => {
+      archives().catch((error: unknown) => log.error({ err: error }, 'image archives are not looked for'));
       flushCompileCache(); // A killed process would not leave it to the next one.
       giveMemoryBack().catch((error: unknown) => log.warn({ err: error }, 'cannot give memory back'));
     });
@@ -386,6 +399,15 @@ function whenCalm(clock: Clock, ms: number, act: () => void): { stir(): void; cl
       cancel = clock.after(ms, act);
     },
     close: () => cancel(),
+  };
+}
+
+/** `act` at the first call only. */
+function once(act: () => Promise<void>): () => Promise<void> {
+  let run: Promise<void> | undefined;
+  return () => {
+    run ??= act();
+    return run;
   };
 }
 

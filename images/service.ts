@@ -1,6 +1,6 @@
 /** The images of the node: what the runtime and the agent see of this room. */
 import { createHash } from 'node:crypto';
-import type { AuthConfig, Image, ImageService, PullProgress } from '../runtime/api.ts';
+import type { AuthConfig, Image, ImageArchives, ImageService, PullProgress } from '../runtime/api.ts';
 import type { Clock } from '../runtime/host/clock.ts';
 import type { Database } from '../runtime/host/database.ts';
 import { KeelsonError } from '../runtime/host/errors.ts';
@@ -20,7 +20,7 @@ import { proxyRules } from './registry/proxy.ts';
 import { sharedWork } from './shared.ts';
 import { openBlobs } from './store/blobs.ts';
 import { openStore, type StoredImage } from './store/store.ts';
-import { makeUnpackPool } from './unpack/pool.ts';
+import { defaultLimits, makeUnpackPool } from './unpack/pool.ts';
 import type { UnpackLimits } from './unpack/protocol.ts';
 
 export type { ImageConfig } from './config.ts';
@@ -35,7 +35,12 @@ export interface ImageForContainer {
   readonly digestRef: string;
 }
 
-export interface EmbeddedImages extends ImageService {
+export interface EmbeddedImages extends ImageService, Pick<ImageArchives, 'exportImages'> {
+  /** `gently`: one layer after the other, for imports that nobody waits for. */
+  importImages(
+    path: string,
+    options?: Parameters<ImageArchives['importImages']>[1] & { gently?: boolean },
+  ): Promise<readonly Image[]>;
   /** By id or reference. Throws IMAGE_NOT_PRESENT, IMAGE_NAME_INVALID. */
   forContainer(image: string): Promise<ImageForContainer>;
   /** Keeps an image for `holder` (a container) over restarts. Idempotent. Throws IMAGE_NOT_PRESENT. */
@@ -126,6 +131,18 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
   const progress = new Map<string, Set<(progress: PullProgress) => void>>();
   const listeners = new Set<(progress: PullProgress) => void>();
   const closing = new AbortController();
+  /** Imports and exports, which are seldom: their code is loaded for each. */
+  const archiving = new Set<Promise<unknown>>();
+  const archive = async <T>(run: Promise<T>): Promise<T> => {
+    archiving.add(run);
+    try {
+      return await run;
+    } finally {
+      archiving.delete(run);
+    }
+  };
+  const untilClosed = (signal?: AbortSignal) =>
+    signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]);
 
   const find = (image: string): StoredImage | undefined =>
     store.findImage(imageIdOf(image) ?? formatReference(parseReference(image)));
@@ -164,7 +181,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
         for (const listener of progress.get(run) ?? []) listener(step);
         for (const listener of listeners) listener(step);
       };
-      const mine = signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]);
+      const mine = untilClosed(signal);
       try {
         return await pulls.join(run, (shared) => pull(pullOptions, reference, auths, tell, shared), mine);
       } finally {
@@ -175,6 +192,22 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     async removeImage({ image }) {
       const found = find(image);
       if (found !== undefined) store.removeImage(found.id);
+    },
+    async importImages(path, { signal, ...request } = {}) {
+      const { importArchive } = await import('./archive/import.ts');
+      const limit = (options.limits ?? defaultLimits).bytes;
+      const { platform } = pullOptions;
+      const run = importArchive({ store, layers, log, platform, limit }, path, {
+        ...request,
+        signal: untilClosed(signal),
+      });
+      return (await archive(run)).flatMap((id) => store.findImage(id) ?? []).map(describe);
+    },
+    async exportImages(images, path, { format, signal }) {
+      const { exportArchive, layersOf } = await import('./archive/export.ts');
+      await archive(
+        exportArchive({ store, find, layerTar: layersOf(store) }, images, path, format, untilClosed(signal)),
+      );
     },
     async imageFsInfo() {
       return { mountpoint: stateDir, ...store.usage() };
@@ -202,7 +235,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     async close() {
       closing.abort(new KeelsonError('ABORTED', 'the image store is closing'));
       await Promise.all([unpack.close(), clients.close()]);
-      await Promise.all([pulls.idle(), layers.idle()]);
+      await Promise.all([pulls.idle(), layers.idle(), Promise.allSettled(archiving)]);
       await store.close();
     },
   };

@@ -287,8 +287,8 @@ const ownFields = {
   }),
   /** A registry with mirrors is never asked itself, whatever its `hosts.toml` says. */
   registryMirrorsOnly: boolean({ default: false, acted }),
-  /** Image archives put here are imported. */
-  importDir: string({ ...absolute }),
+  /** Image archives put here are imported and pinned. Unset: `images` in the stateDir. */
+  imagesDir: string({ acted, ...absolute }),
   nodeName: string({ acted, ...nodeName }),
   hostnameOverride: string({ acted, ...nodeName }),
   /** One address, or one of each family separated by a comma. */

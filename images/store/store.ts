@@ -50,9 +50,15 @@ export interface Store {
   holdLayers(diffIds: readonly string[]): () => void;
   /**
    * Writes an image whose layers are all there, gives it `names` (normalised tag and digest references, taken from
-   * whatever image had them) and notes that the manifests of `manifestDigests` mean it.
+   * whatever image had them) and notes that the manifests of `manifestDigests` mean it. `pin` keeps it from collection,
+   * until it is removed; without it a pinned image stays so.
    */
-  commitImage(image: ImageRow, names: readonly string[], manifestDigests: readonly string[]): void;
+  commitImage(
+    image: ImageRow,
+    names: readonly string[],
+    manifestDigests: readonly string[],
+    pin?: boolean,
+  ): void;
   /** The image that a manifest or index with this digest was resolved to, where it is still here. */
   imageOfManifest(digest: string): string | undefined;
   /** Gives an image further names and manifests; false where it has just been removed. */
@@ -276,7 +282,7 @@ export async function openStore(db: Database, stateDir: string, log: Logger): Pr
         }
       };
     },
-    commitImage({ id, config, manifest, diffIds }, names, manifestDigests) {
+    commitImage({ id, config, manifest, diffIds }, names, manifestDigests, pin = false) {
       db.transaction(() => {
         const added = sql('INSERT OR IGNORE INTO images (id, config, manifest) VALUES (?, ?, ?)').run(
           id,
@@ -289,6 +295,7 @@ export async function openStore(db: Database, stateDir: string, log: Logger): Pr
           }
         }
         addNames(id, names, manifestDigests);
+        if (pin) sql('UPDATE images SET pinned = 1 WHERE id = ?').run(id);
       });
     },
     imageOfManifest(digest) {

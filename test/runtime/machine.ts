@@ -161,6 +161,8 @@ export function fakeImages(
     imageStatus: unused,
     pullImage: unused,
     removeImage: unused,
+    importImages: unused,
+    exportImages: unused,
     imageFsInfo: unused,
     events: () => () => {},
     fetchMetrics: () => {
