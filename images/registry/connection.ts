@@ -6,7 +6,7 @@ import type { AuthConfig } from '../../runtime/api.ts';
 import type { Clock } from '../../runtime/host/clock.ts';
 import { isError, KeelsonError } from '../../runtime/host/errors.ts';
 import type { HttpClient, HttpResponse } from '../../runtime/host/http.ts';
-import { type Authorization, authorize, parseChallenges } from './auth.ts';
+import { type Authorization, authorize, type Challenge, parseChallenges } from './auth.ts';
 import { readBody } from './body.ts';
 import { type Health, saysDead } from './health.ts';
 import type { Endpoint } from './hosts.ts';
@@ -46,6 +46,8 @@ export function connect(options: {
   /** The credential that was accepted last, to begin with it when a token has run out. */
   let accepted: AuthConfig | undefined;
   let authorizing: Promise<unknown> = Promise.resolve();
+  /** What other hosts want that the endpoint redirects to, as registry.k8s.io does: by origin, and as anonymous. */
+  const elsewhere = new Map<string, string>();
 
   /** One request with redirects followed; any status but 3xx. The body of the answer is the caller's. */
   const send = async (
@@ -58,7 +60,8 @@ export function connect(options: {
     for (let hop = 0; hop <= mostRedirects; hop++) {
       const own = target.origin === base.origin;
       const headers: Record<string, string> = { ...(own && endpoint.headers), ...asked };
-      if (own && authorization !== undefined) headers['authorization'] = authorization;
+      const given = own ? authorization : elsewhere.get(target.origin);
+      if (given !== undefined) headers['authorization'] = given;
       let response: HttpResponse;
       try {
         response = await http.request({ method: 'GET', url: target, headers, signal });
@@ -87,6 +90,25 @@ export function connect(options: {
   };
   type Answer = Awaited<ReturnType<typeof send>>;
 
+  /** As `send`; a token that another host wants is fetched as anonymous, since no credential is for that host. */
+  const sendAnywhere = async (...request: Parameters<typeof send>): Promise<Answer> => {
+    const answer = await send(...request);
+    const { response, from } = answer;
+    if (from.origin === base.origin || response.statusCode !== 401) return answer;
+    const [, , what, signal] = request;
+    const challenges = challengesOf(response);
+    try {
+      const [credential, secure] = [undefined, from.protocol === 'https:'];
+      const found = await authorize({ http, clock, challenges, credential, scope, secure, what, signal });
+      if (found === undefined || found === elsewhere.get(from.origin)) return answer;
+      elsewhere.set(from.origin, found);
+    } catch {
+      return answer; // Its refusal says more than what its token service did.
+    }
+    await response.body.dump();
+    return send(...request);
+  };
+
   /** Whether the endpoint wants (other) credentials. Another host has no say about that, and gets none. */
   const isRefused = ({ response, from }: Answer) =>
     from.origin === base.origin && (response.statusCode === 401 || response.statusCode === 403);
@@ -99,19 +121,18 @@ export function connect(options: {
     signal?: AbortSignal,
   ): Promise<Answer> => {
     const used = authorization;
-    const answer = await send(url, asked, what, signal);
+    const answer = await sendAnywhere(url, asked, what, signal);
     if (!isRefused(answer) || answer.response.statusCode === 403) return answer;
     await answer.response.body.dump(); // Before anything that can fail: unread, it would keep its connection.
     // One at a time: of many requests whose token has run out, the first gets a new one for all.
     const turn = authorizing.then(async () => {
       let last = answer;
       if (authorization !== used) {
-        last = await send(url, asked, what, signal);
+        last = await sendAnywhere(url, asked, what, signal);
         if (!isRefused(last)) return last;
         await last.response.body.dump();
       }
-      const header = last.response.headers['www-authenticate'];
-      const challenges = parseChallenges(Array.isArray(header) ? header.join(', ') : (header ?? ''));
+      const challenges = challengesOf(last.response);
       let refusal: KeelsonError | undefined;
       const first = accepted === undefined ? [] : [accepted];
       for (const credential of [...first, ...credentials.filter((each) => each !== accepted), undefined]) {
@@ -126,7 +147,7 @@ export function connect(options: {
         }
         if (found === undefined) continue;
         authorization = found;
-        last = await send(url, asked, what, signal);
+        last = await sendAnywhere(url, asked, what, signal);
         if (!isRefused(last)) {
           accepted = credential;
           return last;
@@ -154,10 +175,10 @@ export function connect(options: {
       const { response, from } = answer;
       const status = response.statusCode;
       if (status === 200 || (status === 206 && headers['range'] !== undefined)) return response;
-      const elsewhere = from.origin === base.origin ? undefined : `${from.origin}${from.pathname}`;
+      const own = from.origin === base.origin;
       const said = await errorText(response, signal);
-      const where =
-        elsewhere === undefined ? said : `${said} at ${elsewhere}, where the registry redirects to`;
+      // Without its query, which may be a signature.
+      const where = own ? said : `${said} at ${from.origin}${from.pathname}, where the registry redirects to`;
       if (status === 404) {
         throw new KeelsonError('IMAGE_NOT_FOUND', `${what}: not found${where}`, {
           details: { status },
@@ -169,7 +190,7 @@ export function connect(options: {
       throw new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: the registry answered ${status}${where}`, {
         // What a storage behind the registry says is about one link, and the next may be better.
         details: {
-          status: elsewhere === undefined ? status : undefined,
+          status: own ? status : undefined,
           retryAfterMs: parseRetryAfter(header, clock.now()),
         },
         hint: status === 429 ? 'it limits how often it may be asked; a mirror on the site helps' : undefined,
@@ -199,6 +220,11 @@ function denied(what: string, status: number, credentials: number, cause?: Keels
         ? 'if the image is private, the pod needs an imagePullSecret for this registry; many registries also answer so for images that do not exist'
         : 'none of the given credentials is accepted: check the imagePullSecrets',
   });
+}
+
+function challengesOf(response: HttpResponse): readonly Challenge[] {
+  const header = response.headers['www-authenticate'];
+  return parseChallenges(Array.isArray(header) ? header.join(', ') : (header ?? ''));
 }
 
 export function headerText(response: HttpResponse, name: string): string | undefined {
