@@ -3,7 +3,7 @@ import { type ErrorCode, isError, KeelsonError } from '../../runtime/host/errors
 import type { Endpoint } from './hosts.ts';
 
 export interface Failure {
-  /** Undefined: an address that the image itself names (a foreign layer's). */
+  /** An endpoint, or by the same words an address that the image itself names (a foreign layer's). */
   readonly endpoint: Pick<Endpoint, 'name' | 'isRegistry'>;
   readonly error: KeelsonError;
 }
