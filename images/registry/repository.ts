@@ -135,7 +135,9 @@ export async function openRepository(
       // The registry itself is asked even so: no other has the last word on what exists.
       const dead = someAlive && !endpoint.isRegistry ? isDead(connection) : undefined;
       if (dead !== undefined) {
-        failures.push({ endpoint, error: new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: ${dead}`) });
+        const details = { answered: false };
+        const error = new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: ${dead}`, { details });
+        failures.push({ endpoint, error });
         continue;
       }
       try {

@@ -1,6 +1,7 @@
-/** When a registry is asked again, and how long a mirror that does not answer is left alone. */
+/** When a registry is asked again, how long one that does not answer is left alone, and what is said in the end. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { combine } from '../../images/registry/failures.ts';
 import { deadFor, makeHealth, saysDead } from '../../images/registry/health.ts';
 import {
   longestWait,
@@ -127,4 +128,46 @@ test('only a host that nobody is at counts as dead', () => {
   }
   assert.ok(!saysDead(new KeelsonError('ABORTED', 'x')));
   assert.ok(!saysDead(new Error('x')));
+});
+
+test('one error for all endpoints: the code, and whether anybody answered', () => {
+  const what = 'manifest r.example/a:1';
+  const failure = (name: string, isRegistry: boolean, error: KeelsonError) => ({
+    endpoint: { name, isRegistry },
+    error,
+  });
+  const missing = new KeelsonError('IMAGE_NOT_FOUND', `${what}: not found`, { details: { status: 404 } });
+  const denied = new KeelsonError('IMAGE_PULL_DENIED', `${what}: refused`, { details: { status: 403 } });
+  const busy = new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: answered 503`, {
+    details: { status: 503 },
+  });
+  const away = new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: cannot be reached`, {
+    cause: new KeelsonError('UNAVAILABLE', 'connect ECONNREFUSED'),
+  });
+  const skipped = new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: x`, { details: { answered: false } });
+  const [mirror, other] = [
+    (error: KeelsonError) => failure('https://m', false, error),
+    (error: KeelsonError) => failure('https://n', false, error),
+  ];
+  const registry = (error: KeelsonError) => failure('https://r', true, error);
+  const cases: readonly (readonly [ReturnType<typeof failure>[], string, boolean])[] = [
+    [[mirror(missing), registry(away)], 'REGISTRY_UNAVAILABLE', false],
+    [[mirror(away), registry(missing)], 'IMAGE_NOT_FOUND', true],
+    [[mirror(skipped), registry(away)], 'REGISTRY_UNAVAILABLE', false],
+    [[mirror(denied), registry(away)], 'REGISTRY_UNAVAILABLE', true],
+    [[mirror(away), registry(busy)], 'REGISTRY_UNAVAILABLE', true],
+    [[mirror(missing)], 'IMAGE_NOT_FOUND', true],
+    [[mirror(away), other(missing)], 'REGISTRY_UNAVAILABLE', true],
+    [[mirror(away), other(skipped)], 'REGISTRY_UNAVAILABLE', false],
+    [[mirror(denied), other(missing)], 'IMAGE_NOT_FOUND', true],
+  ];
+  for (const [failures, code, answered] of cases) {
+    const error = combine(what, failures);
+    assert.deepEqual([error.code, error.details['answered']], [code, answered], error.message);
+  }
+  assert.equal(combine(what, [registry(missing)]), missing);
+  assert.equal(
+    combine(what, [mirror(missing), registry(away)]).message,
+    `${what}: https://m: not found; https://r: cannot be reached: connect ECONNREFUSED`,
+  );
 });
