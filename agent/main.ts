@@ -382,6 +382,8 @@ function imagesOptions(config: AgentConfig, db: Database, log: Logger, clock: Cl
       stallMs: keelson.downloadStallTimeout,
     },
     insecureRegistries: keelson.insecureRegistries,
+    registryFolders: keelson.registryFolders,
+    registryMirrorsOnly: keelson.registryMirrorsOnly,
   };
 }
 
