@@ -28,7 +28,7 @@ import { agentListens } from './control/client.ts';
 import { type Handlers, imageVerbs } from './control/images.ts';
 import { socketName } from './control/protocol.ts';
 import { startControl } from './control/server.ts';
-import { makeImageAccess } from './images/access.ts';
+import { type ImageAccess, makeImageAccess } from './images/access.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { processMetrics } from './metrics/process.ts';
 import { countPulls } from './metrics/pulls.ts';
@@ -51,6 +51,9 @@ export interface AgentOptions {
 
 /** A command that works on the images where no agent runs is waited for so long. */
 const commandMs = 60_000;
+
+/** No pod: nobody's secrets and service account. */
+const nobody = { namespace: '', name: '', uid: '', serviceAccount: '', pullSecrets: [] } as const;
 
 /** After a start or a change of containers, when memory that only they needed is given back. */
 const calmMs = 10_000;
@@ -94,9 +97,11 @@ async function assemble(
   // Under a stricter one other users could read neither the pods' logs nor their resolv.conf.
   process.umask(0o022);
   const opened: (() => Promise<void> | void)[] = [];
+  const ending = new AbortController();
   /** `after` closes what was opened last first. */
   const after = (close: () => Promise<void> | void) => opened.push(close);
   const closeAll = async () => {
+    ending.abort(new KeelsonError('ABORTED', 'the agent is stopping'));
     for (const close of opened.reverse()) {
       try {
         await close();
@@ -111,13 +116,23 @@ async function assemble(
     await Promise.all(folders.map((folder) => ensureFolder(folder)));
     const db = await openState(config, log, clock);
     after(() => db.close());
-    const pulls = countPulls(await makeImages(imagesOptions(config, db, log, clock)), clock);
+    let access: ImageAccess | undefined;
+    /** What the node itself has for an image: for pulls of the command line, and for mirrors. */
+    const nodeAuths = async (image: string, signal: AbortSignal) => {
+      const found = await access?.credentials(image, nobody, signal);
+      return found?.credentials.map(({ auth }) => auth) ?? [];
+    };
+    const imageRoom = await makeImages({
+      ...imagesOptions(config, db, log, clock),
+      mirrorAuths: (host) => nodeAuths(`${host}/any`, ending.signal),
+    });
+    const pulls = countPulls(imageRoom, clock);
     const { images } = pulls;
     after(() => images.close());
     // From here on: images can be listed and pulled while the rest starts.
     const control = await startControl({
       runDir: keelson.runDir,
-      handlers: imageVerbs({ images }),
+      handlers: imageVerbs({ images, authsFor: nodeAuths }),
       log: log.child({ room: 'control' }),
       clock,
     });
@@ -210,6 +225,7 @@ async function assemble(
       log: log.child({ room: 'pods' }),
       ...accessConfig(config),
     });
+    access = imageAccess;
     after(() => imageAccess.close());
 
     const firstFacts = await facts.read();
