@@ -93,6 +93,7 @@ export async function pull(
       throw error;
     }
     store.commitImage({ id, config: configBytes, manifest: bytes, diffIds }, names, found.digests);
+    await store.settled();
   } finally {
     release();
   }

@@ -51,12 +51,14 @@ export interface ImagesOptions {
   readonly insecureRegistries?: readonly string[];
   /** Of one layer. Default: a million entries and 64 GiB. */
   readonly limits?: UnpackLimits;
+  /** Default: this machine's. Another one than the last run's says that the machine has been restarted. */
+  readonly bootId?: string;
 }
 
 /** Opens the image store below `stateDir` and removes what a crash left half-made. */
 export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages> {
   const { db, stateDir, log, clock } = options;
-  const store = await openStore(db, stateDir, log);
+  const store = await openStore(db, stateDir, log, { clock, bootId: options.bootId });
   const unpack = makeUnpackPool({ clock, limits: options.limits });
   const http = makeHttpClient();
   const layers = makeLayers({ store, unpack, clock, parallel: options.parallelDownloads ?? 3 });

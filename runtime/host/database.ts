@@ -5,9 +5,10 @@
  * what no row names is swept at start.
  */
 import { closeSync, mkdirSync, openSync } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
-import { KeelsonError } from './errors.ts';
+import { errnoOf, KeelsonError } from './errors.ts';
 import { tryLock } from './syscalls.ts';
 
 export interface Database {
@@ -20,6 +21,8 @@ export interface Database {
    * ever appended. Throws DATABASE_CORRUPT when the file is from a newer keelson.
    */
   migrate(room: string, steps: readonly string[]): void;
+  /** Resolves when all that has been committed survives a power cut. Off the main thread. */
+  sync(): Promise<void>;
   close(): void;
 }
 
@@ -117,6 +120,21 @@ export function openDatabase(path: string): Database {
           'INSERT INTO versions VALUES (?, ?) ON CONFLICT (room) DO UPDATE SET version = excluded.version',
         ).run(room, steps.length);
       });
+    },
+    async sync() {
+      // Commits are in the log until a checkpoint, which syncs both files, moves them to the database.
+      let log: FileHandle;
+      try {
+        log = await open(`${path}-wal`, 'r');
+      } catch (error) {
+        if (errnoOf(error) === 'ENOENT') return;
+        throw error;
+      }
+      try {
+        await log.datasync();
+      } finally {
+        await log.close();
+      }
     },
     close() {
       statements.clear();
