@@ -1,6 +1,6 @@
 /** The images of the node: what the runtime and the agent see of this room. */
 import { createHash } from 'node:crypto';
-import type { AuthConfig, Image, ImageService, PullProgress } from '../runtime/api.ts';
+import type { AuthConfig, Image, ImageArchives, ImageService, PullProgress } from '../runtime/api.ts';
 import type { Clock } from '../runtime/host/clock.ts';
 import type { Database } from '../runtime/host/database.ts';
 import { KeelsonError } from '../runtime/host/errors.ts';
@@ -13,6 +13,7 @@ import { pull } from './pull.ts';
 import { formatReference, imageIdOf, parseReference } from './reference.ts';
 import { sharedWork } from './shared.ts';
 import { openStore, type StoredImage } from './store/store.ts';
+import { makeVerifier } from './store/verify.ts';
 import { makeUnpackPool } from './unpack/pool.ts';
 import type { UnpackLimits } from './unpack/protocol.ts';
 
@@ -27,7 +28,7 @@ export interface ImageForContainer {
   readonly digestRef: string;
 }
 
-export interface EmbeddedImages extends ImageService {
+export interface EmbeddedImages extends ImageService, Pick<ImageArchives, 'verifyImages'> {
   /** By id or reference. Throws IMAGE_NOT_PRESENT, IMAGE_NAME_INVALID. */
   forContainer(image: string): Promise<ImageForContainer>;
   /** Keeps an image for `holder` (a container) over restarts. Idempotent. Throws IMAGE_NOT_PRESENT. */
@@ -75,6 +76,8 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
   const pulls = sharedWork<string>();
   const progress = new Map<string, Set<(progress: PullProgress) => void>>();
   const closing = new AbortController();
+  const verifier = makeVerifier({ store, unpack, log });
+  void verifier.verifyStart(closing.signal);
 
   const find = (image: string): StoredImage | undefined =>
     store.findImage(imageIdOf(image) ?? formatReference(parseReference(image)));
@@ -140,12 +143,17 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
         digestRef: repoDigests[0] ?? id,
       };
     },
+    verifyImages: ({ signal, ...rest } = {}) =>
+      verifier.verifyImages({
+        ...rest,
+        signal: signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]),
+      }),
     lease: store.lease,
     release: store.release,
     async close() {
       closing.abort(new KeelsonError('ABORTED', 'the image store is closing'));
       await Promise.all([unpack.close(), http.destroy()]);
-      await Promise.all([pulls.idle(), layers.idle()]);
+      await Promise.all([pulls.idle(), layers.idle(), verifier.idle()]);
       await store.close();
     },
   };

@@ -388,7 +388,7 @@ export interface LayerReport {
   /** Names or ids of the images that have it. */
   readonly images: readonly string[];
   readonly state: 'good' | 'damaged' | 'repaired';
-  /** What is wrong, for a layer that is or was damaged. */
+  /** What is wrong, for a layer that is or was damaged; for a good one empty, or why it could not be checked fully. */
   readonly message: string;
 }
 

@@ -162,6 +162,7 @@ export function fakeImages(
     pullImage: unused,
     removeImage: unused,
     imageFsInfo: unused,
+    verifyImages: unused,
     async forContainer(image) {
       if (image !== 'busybox' && image !== id) {
         throw new KeelsonError('IMAGE_NOT_PRESENT', `image ${image} is not here`);
