@@ -22,6 +22,7 @@ import { makeObjectCache } from './apiserver/objects.ts';
 import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
+import { type ImageGc, startImageGc } from './images/gc.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
@@ -92,6 +93,7 @@ async function assemble(
     await Promise.all(folders.map((folder) => ensureFolder(folder)));
     const db = openDatabase(join(keelson.stateDir, 'state.db'));
     after(() => db.close());
+    let imageGc: ImageGc | undefined;
     const images = await makeImages({
       db,
       stateDir: keelson.stateDir,
@@ -99,6 +101,7 @@ async function assemble(
       clock,
       parallelDownloads: keelson.parallelDownloads,
       insecureRegistries: keelson.insecureRegistries,
+      onStorageFull: () => imageGc?.spaceRanOut(),
     });
     after(() => images.close());
     const cni = makeCni({
@@ -217,6 +220,22 @@ async function assemble(
       clock,
     });
     after(() => pods.close());
+    imageGc = startImageGc({
+      images,
+      pods: () => pods.pods(),
+      disk: async () => (await facts.read()).imagefs,
+      thresholds: {
+        highPercent: config.imageGCHighThresholdPercent,
+        lowPercent: config.imageGCLowThresholdPercent,
+        minimumAgeMs: config.imageMinimumGCAge,
+        maximumAgeMs: config.imageMaximumGCAge,
+      },
+      nodeName,
+      events,
+      clock,
+      log: log.child({ room: 'images' }),
+    });
+    after(() => imageGc?.close());
     if (config.staticPodPath !== undefined) {
       const manifests = watchManifests({
         folder: config.staticPodPath,

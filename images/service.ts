@@ -1,9 +1,16 @@
 /** The images of the node: what the runtime and the agent see of this room. */
 import { createHash } from 'node:crypto';
-import type { AuthConfig, Image, ImageArchives, ImageService, PullProgress } from '../runtime/api.ts';
+import type {
+  AuthConfig,
+  Image,
+  ImageArchives,
+  ImageCollector,
+  ImageService,
+  PullProgress,
+} from '../runtime/api.ts';
 import type { Clock } from '../runtime/host/clock.ts';
 import type { Database } from '../runtime/host/database.ts';
-import { KeelsonError } from '../runtime/host/errors.ts';
+import { isError, KeelsonError } from '../runtime/host/errors.ts';
 import { makeHttpClient } from '../runtime/host/http.ts';
 import type { Logger } from '../runtime/host/log.ts';
 import { type ImageConfig, imageUser, parseImageConfig } from './config.ts';
@@ -28,7 +35,7 @@ export interface ImageForContainer {
   readonly digestRef: string;
 }
 
-export interface EmbeddedImages extends ImageService, Pick<ImageArchives, 'verifyImages'> {
+export interface EmbeddedImages extends ImageService, ImageCollector, Pick<ImageArchives, 'verifyImages'> {
   /** By id or reference. Throws IMAGE_NOT_PRESENT, IMAGE_NAME_INVALID. */
   forContainer(image: string): Promise<ImageForContainer>;
   /** Keeps an image for `holder` (a container) over restarts. Idempotent. Throws IMAGE_NOT_PRESENT. */
@@ -52,6 +59,8 @@ export interface ImagesOptions {
   readonly insecureRegistries?: readonly string[];
   /** Of one layer. Default: a million entries and 64 GiB. */
   readonly limits?: UnpackLimits;
+  /** Called when a pull fails for want of space. */
+  readonly onStorageFull?: () => void;
   /** Default: this machine's. Another one than the last run's says that the machine has been restarted. */
   readonly bootId?: string;
 }
@@ -118,6 +127,9 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       const mine = signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]);
       try {
         return await pulls.join(run, (shared) => pull(pullOptions, reference, auths, tell, shared), mine);
+      } catch (error) {
+        if (isError(error, 'STORAGE_FULL')) options.onStorageFull?.();
+        throw error;
       } finally {
         if (onProgress !== undefined) heard.delete(onProgress);
         if (heard.size === 0 && progress.get(run) === heard) progress.delete(run);
@@ -148,6 +160,15 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
         ...rest,
         signal: signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]),
       }),
+    imageUse(wanted) {
+      const names = new Set(wanted.flatMap(nameOf));
+      return store.imageUse().map(({ names: own, leased, ...use }) => ({
+        ...use,
+        inUse: leased || names.has(use.id) || own.some((name) => names.has(name)),
+      }));
+    },
+    collectImage: store.collectImage,
+    collectLayers: store.collectLayers,
     lease: store.lease,
     release: store.release,
     async close() {
@@ -157,6 +178,15 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       await store.close();
     },
   };
+}
+
+/** As the store knows it; nothing for what is no reference. */
+function nameOf(image: string): string[] {
+  try {
+    return [imageIdOf(image) ?? formatReference(parseReference(image))];
+  } catch {
+    return [];
+  }
 }
 
 function fingerprint(auths: readonly AuthConfig[]): string {

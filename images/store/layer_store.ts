@@ -151,9 +151,9 @@ export async function openLayerStore(options: {
   };
 
   /** In one go with the look whether anybody needs them: nothing can come between. */
-  const remove = (rows: readonly Record<string, unknown>[]) => {
+  const remove = (rows: readonly Record<string, unknown>[]): number => {
     const unneeded = rows.filter(({ diff_id }) => !held.has(String(diff_id)));
-    if (unneeded.length === 0) return;
+    if (unneeded.length === 0) return 0;
     db.transaction(() => {
       for (const row of unneeded) sql('DELETE FROM layers WHERE diff_id = ?').run(String(row['diff_id']));
     });
@@ -161,6 +161,7 @@ export async function openLayerStore(options: {
       unsettled.delete(String(row['diff_id']));
       discardLayer(Number(row['number']));
     }
+    return unneeded.reduce((sum, row) => sum + Number(row['size']), 0);
   };
   const isUnneeded = 'diff_id NOT IN (SELECT diff_id FROM image_layers)';
 
@@ -250,17 +251,15 @@ export async function openLayerStore(options: {
       );
     },
     collectOf(diffIds) {
-      const find = sql(`SELECT diff_id, number FROM layers WHERE diff_id = ? AND ${isUnneeded}`);
+      const find = sql(`SELECT diff_id, number, size FROM layers WHERE diff_id = ? AND ${isUnneeded}`);
       remove(diffIds.map((id) => find.get(id)).filter((row) => row !== undefined));
     },
-    collectLayers(unneededForMs = 0) {
+    collectLayers(unneededForMs) {
       const now = clock.now();
-      remove(
-        sql(`SELECT diff_id, number FROM layers WHERE (added <= ? OR added > ?) AND ${isUnneeded}`).all(
-          now - unneededForMs,
-          now,
-        ),
+      const find = sql(
+        `SELECT diff_id, number, size FROM layers WHERE (added <= ? OR added > ?) AND ${isUnneeded}`,
       );
+      return remove(find.all(now - unneededForMs, now));
     },
     releaseRetired(holder) {
       const numbers = sql('SELECT number FROM layers_retired WHERE holder = ?').all(holder);

@@ -115,8 +115,8 @@ export interface Store {
   /** The same, unless it is leased or pinned: then false. */
   collectImage(id: string): boolean;
   imageUse(): ImageUse[];
-  /** Removes layers that no image has and nobody holds, where they have been here for so many milliseconds. Default 0. */
-  collectLayers(unneededForMs?: number): void;
+  /** Removes layers that no image has and nobody holds, where they came so many milliseconds ago. Returns their bytes. */
+  collectLayers(unneededForMs: number): number;
   usage(): { usedBytes: number; usedInodes: number };
   /** Resolves when all rows written so far survive a power cut. */
   settled(): Promise<void>;

@@ -163,6 +163,9 @@ export function fakeImages(
     removeImage: unused,
     imageFsInfo: unused,
     verifyImages: unused,
+    imageUse: () => [],
+    collectImage: () => false,
+    collectLayers: () => 0,
     async forContainer(image) {
       if (image !== 'busybox' && image !== id) {
         throw new KeelsonError('IMAGE_NOT_PRESENT', `image ${image} is not here`);
