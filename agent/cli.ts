@@ -1,78 +1,78 @@
-/** The command line: `keelson <command>`. Says what is wrong in the last line, exits 2 for wrong usage, 1 for failure. */
-import { parseArgs } from 'node:util';
-import { describe, KeelsonError } from '../runtime/host/errors.ts';
+/**
+ * The command line: `keelson <command>`. Says what is wrong in the last line, exits 2 for wrong usage, 1 for failure; an
+ * interrupted command ends by the signal that interrupted it.
+ */
+import { describe, isError } from '../runtime/host/errors.ts';
+import { printable } from './cli/terminal/text.ts';
+import { type Command, usageError } from './cli/usage.ts';
 import { version } from './version.ts';
 
 const usage = `keelson ${version}: one process that is a Kubernetes node
 
-  keelson agent [--config FILE] [--kubeconfig FILE] [--hostname-override NAME] [--node-ip ADDRESS]
-      Be a node. Without --kubeconfig only the static pods of the configuration's staticPodPath run.
-  keelson config check --config FILE
-      Read a configuration and say what is wrong with it.
+  keelson agent           be a node
+  keelson config check    say what is wrong with a configuration
+
+  keelson images          list the images of this node
+  keelson pull            make an image present
+  keelson rm              remove images
+  keelson import          take in images from archives
+  keelson export          write images into an archive
+  keelson verify          check every layer on disk
+
   keelson version
-  keelson help
+  keelson help [COMMAND]
 
-The configuration is a KubeletConfiguration (kubelet.config.k8s.io/v1beta1); see the README.`;
-
-/** A wrong call of the command line. */
-function usageError(why: string): KeelsonError {
-  return new KeelsonError('INVALID_ARGUMENT', why, { hint: "see 'keelson help'" });
-}
-
-async function agent(args: string[]): Promise<void> {
-  const { values } = parseArgs({
-    args,
-    options: {
-      config: { type: 'string' },
-      kubeconfig: { type: 'string' },
-      'hostname-override': { type: 'string' },
-      'node-ip': { type: 'string' },
-    },
-  });
-  const { startAgent } = await import('./main.ts');
-  await startAgent({
-    configFile: values.config,
-    kubeconfigFile: values.kubeconfig,
-    nodeName: values['hostname-override'],
-    nodeIp: values['node-ip'],
-  });
-}
-
-async function config(args: string[]): Promise<void> {
-  const [verb, ...rest] = args;
-  if (verb !== 'check') throw usageError(`keelson config: unknown command ${verb ?? '(none)'}`);
-  const { values } = parseArgs({ args: rest, options: { config: { type: 'string' } } });
-  if (values.config === undefined) throw usageError('keelson config check: --config FILE is missing');
-  const { loadConfig } = await import('./config/load.ts');
-  const loaded = await loadConfig(values.config);
-  for (const warning of loaded.warnings) console.log(`warning: ${warning}`);
-  console.log(`${values.config} is a valid configuration`);
-}
+Commands about images ask the running agent; where none runs, they open the image store themselves.`;
 
 /** Loads all that an agent loads, so that its compiled code is in Node's compile cache. The launcher calls it. */
 async function warm(): Promise<void> {
-  await Promise.all([import('./main.ts'), import('./config/yaml.ts'), import('node:https')]);
+  await Promise.all([
+    import('./main.ts'),
+    import('./config/yaml.ts'),
+    import('node:https'),
+    import('./metrics/text.ts'),
+    ...Object.values(commands).map((load) => load()),
+  ]);
 }
 
-const commands: Readonly<Record<string, (args: string[]) => Promise<void>>> = {
-  agent,
-  config,
-  warm,
-  version: async () => console.log(`keelson ${version}`),
-  help: async () => console.log(usage),
+const commands: Readonly<Record<string, () => Promise<Command>>> = {
+  agent: () => import('./cli/agent.ts'),
+  config: () => import('./cli/config.ts'),
+  images: () => import('./cli/images.ts'),
+  pull: () => import('./cli/pull.ts'),
+  rm: () => import('./cli/rm.ts'),
+  import: () => import('./cli/import.ts'),
+  export: () => import('./cli/export.ts'),
+  verify: () => import('./cli/verify.ts'),
 };
 
-async function main(argv: string[]): Promise<void> {
-  const [name = 'help', ...args] = argv;
-  const verb = name === '--help' || name === '-h' ? 'help' : name === '--version' ? 'version' : name;
-  const command = Object.hasOwn(commands, verb) ? commands[verb] : undefined;
-  if (command === undefined) throw usageError(`unknown command ${name}`);
+function commandOf(name: string): () => Promise<Command> {
+  const load = Object.hasOwn(commands, name) ? commands[name] : undefined;
+  if (load === undefined) throw usageError(`unknown command ${name}`);
+  return load;
+}
+
+/** Whether `args`, up to a `--`, ask for help. */
+function asksHelp(args: readonly string[]): boolean {
+  const end = args.indexOf('--');
+  return args.slice(0, end < 0 ? undefined : end).some((arg) => arg === '--help' || arg === '-h');
+}
+
+async function main([name = 'help', ...args]: readonly string[]): Promise<void> {
+  if (name === 'version' || name === '--version') return console.log(`keelson ${version}`);
+  if (name === 'help' || name === '--help' || name === '-h') {
+    const [about] = args;
+    return console.log(about === undefined ? usage : (await commandOf(about)()).usage);
+  }
+  if (name === 'warm') return warm();
+  const command = await commandOf(name)();
+  if (asksHelp(args)) return console.log(command.usage);
   try {
-    await command(args);
+    await command.run(args);
   } catch (error) {
     const code = (error as { code?: unknown }).code;
     if (typeof code === 'string' && code.startsWith('ERR_PARSE_ARGS'))
-      throw usageError((error as Error).message);
+      throw usageError((error as Error).message, name);
     throw error;
   }
 }
@@ -80,6 +80,9 @@ async function main(argv: string[]): Promise<void> {
 try {
   await main(process.argv.slice(2));
 } catch (error) {
-  console.error(`keelson: ${describe(error)}`);
-  process.exit(error instanceof KeelsonError && error.code === 'INVALID_ARGUMENT' ? 2 : 1);
+  process.stderr.write(`keelson: ${printable(describe(error))}\n`);
+  const { signal } = isError(error, 'ABORTED') ? error.details : {};
+  // The shell, and a script's loop above all, shall see that it was interrupted.
+  if (typeof signal === 'string') process.kill(process.pid, signal);
+  process.exit(isError(error, 'INVALID_ARGUMENT') ? 2 : 1);
 }

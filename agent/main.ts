@@ -2,11 +2,11 @@
 import { flushCompileCache } from 'node:module';
 import { join } from 'node:path';
 import { makeCni } from '../cni/network.ts';
-import { makeImages } from '../images/service.ts';
+import { type ImagesOptions, makeImages } from '../images/service.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
-import { type Clock, systemClock } from '../runtime/host/clock.ts';
-import { openDatabase } from '../runtime/host/database.ts';
-import { KeelsonError } from '../runtime/host/errors.ts';
+import { type Clock, sleep, systemClock } from '../runtime/host/clock.ts';
+import { type Database, openDatabase } from '../runtime/host/database.ts';
+import { isError, KeelsonError } from '../runtime/host/errors.ts';
 import { ensureFolder } from '../runtime/host/files.ts';
 import { type Logger, makeLogger } from '../runtime/host/log.ts';
 import { giveMemoryBack } from '../runtime/host/memory.ts';
@@ -22,8 +22,14 @@ import { makeObjectCache } from './apiserver/objects.ts';
 import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
+import { agentListens } from './control/client.ts';
+import { type Handlers, imageVerbs } from './control/images.ts';
+import { socketName } from './control/protocol.ts';
+import { startControl } from './control/server.ts';
 import { type ImageGc, startImageGc } from './images/gc.ts';
 import { watchManifests } from './manifests/watch.ts';
+import { processMetrics } from './metrics/process.ts';
+import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
 import { makePodManager, type PodsConfig } from './pods/manager.ts';
@@ -38,6 +44,9 @@ export interface AgentOptions {
   readonly nodeName: string | undefined;
   readonly nodeIp: string | undefined;
 }
+
+/** A command that works on the images where no agent runs is waited for so long. */
+const commandMs = 60_000;
 
 /** After a start or a change of containers, when memory that only they needed is given back. */
 const calmMs = 10_000;
@@ -91,19 +100,26 @@ async function assemble(
   try {
     const folders = [keelson.runDir, keelson.kubeletDir, config.podLogsDir, keelson.containerLogsDir];
     await Promise.all(folders.map((folder) => ensureFolder(folder)));
-    const db = openDatabase(join(keelson.stateDir, 'state.db'));
+    const db = await openState(config, log, clock);
     after(() => db.close());
     let imageGc: ImageGc | undefined;
-    const images = await makeImages({
-      db,
-      stateDir: keelson.stateDir,
-      log: log.child({ room: 'images' }),
+    const pulls = countPulls(
+      await makeImages({
+        ...imagesOptions(config, db, log, clock),
+        onStorageFull: () => imageGc?.spaceRanOut(),
+      }),
       clock,
-      parallelDownloads: keelson.parallelDownloads,
-      insecureRegistries: keelson.insecureRegistries,
-      onStorageFull: () => imageGc?.spaceRanOut(),
-    });
+    );
+    const { images } = pulls;
     after(() => images.close());
+    // From here on: images can be listed and pulled while the rest starts.
+    const control = await startControl({
+      runDir: keelson.runDir,
+      handlers: imageVerbs({ images }),
+      log: log.child({ room: 'control' }),
+      clock,
+    });
+    after(() => control.close());
     const cni = makeCni({
       confDirs: keelson.cniConfDirs,
       binDirs: keelson.cniBinDirs,
@@ -294,6 +310,7 @@ async function assemble(
           throw new KeelsonError('NOT_FOUND', `the log of container "${container}" in pod "${name}" is gone`);
         },
         healthy,
+        metrics: [pulls.source, processMetrics],
       });
       after(() => api.close());
     }
@@ -305,7 +322,20 @@ async function assemble(
       });
       after(() => healthz.close());
     }
+    const archives = once(async () => {
+      const { watchImageFolder } = await import('../images/archive/watch.ts');
+      const watched = watchImageFolder({
+        folder: keelson.imagesDir ?? join(keelson.stateDir, 'images'),
+        db,
+        images,
+        log: log.child({ room: 'images' }),
+        clock,
+        onEvent: calm.stir,
+      });
+      after(() => watched.close());
+    });
     const calm = whenCalm(clock, calmMs, () => {
+      archives().catch((error: unknown) => log.error({ err: error }, 'image archives are not looked for'));
       flushCompileCache(); // A killed process would not leave it to the next one.
       giveMemoryBack().catch((error: unknown) => log.warn({ err: error }, 'cannot give memory back'));
     });
@@ -319,6 +349,69 @@ async function assemble(
   }
 }
 
+/**
+ * Opens the database. Where it is locked and no agent answers, a command of the command line works on the images (see
+ * agent/cli/session.ts): that is waited for. Throws DATABASE_LOCKED after a minute, or at once where an agent answers.
+ */
+async function openState({ keelson }: AgentConfig, log: Logger, clock: Clock): Promise<Database> {
+  const path = join(keelson.stateDir, 'state.db');
+  const patience = clock.monotonic() + commandMs;
+  for (let told = false; ; told = true) {
+    try {
+      return openDatabase(path); // Tries for a second.
+    } catch (error) {
+      if (!isError(error, 'DATABASE_LOCKED') || clock.monotonic() > patience) throw error;
+      if (await agentListens(join(keelson.runDir, socketName))) throw error;
+      if (!told) log.warn({ path }, 'the database is in use by another keelson process: waiting for its end');
+    }
+    // The kernel tells nobody that a lock has become free.
+    await sleep(clock, 200);
+  }
+}
+
+function imagesOptions(config: AgentConfig, db: Database, log: Logger, clock: Clock): ImagesOptions {
+  const { keelson } = config;
+  return {
+    db,
+    stateDir: keelson.stateDir,
+    log: log.child({ room: 'images' }),
+    clock,
+    parallelDownloads: keelson.parallelDownloads,
+    downloadBytesInFlight:
+      keelson.downloadBytesInFlight === undefined ? undefined : keelson.downloadBytesInFlight * 2 ** 20,
+    keepBlobs: keelson.keepBlobs,
+    fetchPolicy: {
+      minBytesPerSecond: keelson.downloadMinSpeed * 1024,
+      stallMs: keelson.downloadStallTimeout,
+    },
+    insecureRegistries: keelson.insecureRegistries,
+  };
+}
+
+/**
+ * The image room alone, for a command where no agent runs. Throws DATABASE_LOCKED where one does; the lock is held until
+ * `close`.
+ */
+export async function openImageVerbs(
+  config: AgentConfig,
+): Promise<{ readonly handlers: Handlers; close(): Promise<void> }> {
+  process.umask(0o022);
+  const db = openDatabase(join(config.keelson.stateDir, 'state.db'));
+  try {
+    const images = await makeImages(imagesOptions(config, db, makeLogger('warn'), systemClock));
+    return {
+      handlers: imageVerbs({ images }),
+      async close() {
+        await images.close();
+        db.close();
+      },
+    };
+  } catch (error) {
+    db.close();
+    throw error;
+  }
+}
+
 /** Calls `act` each time when nothing has stirred for `ms`; it begins stirred. */
 function whenCalm(clock: Clock, ms: number, act: () => void): { stir(): void; close(): void } {
   let cancel = clock.after(ms, act);
@@ -328,6 +421,15 @@ function whenCalm(clock: Clock, ms: number, act: () => void): { stir(): void; cl
       cancel = clock.after(ms, act);
     },
     close: () => cancel(),
+  };
+}
+
+/** `act` at the first call only. */
+function once(act: () => Promise<void>): () => Promise<void> {
+  let run: Promise<void> | undefined;
+  return () => {
+    run ??= act();
+    return run;
   };
 }
 

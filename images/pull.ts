@@ -5,7 +5,7 @@ import { KeelsonError } from '../runtime/host/errors.ts';
 import type { HttpClient } from '../runtime/host/http.ts';
 import type { Logger } from '../runtime/host/log.ts';
 import { parseImageConfig } from './config.ts';
-import type { Layers } from './layers.ts';
+import type { LayerProgress, Layers } from './fetch/layers.ts';
 import {
   chooseManifest,
   formatPlatform,
@@ -75,15 +75,9 @@ export async function pull(
   try {
     const image = formatReference(reference);
     const wanted = manifest.layers.map((descriptor, at) => {
-      const tell = (progress: Pick<PullProgress, 'phase' | 'bytes'>) =>
-        onProgress({
-          image,
-          digest: descriptor.digest,
-          totalBytes: descriptor.size,
-          bytesPerSecond: 0,
-          ...progress,
-        });
-      return layers.ensure({ descriptor, diffId: diffIds[at]! }, from, tell, either);
+      const tell: LayerProgress = (step) =>
+        onProgress({ image, digest: descriptor.digest, totalBytes: descriptor.size, ...step });
+      return layers.ensure({ descriptor, diffId: diffIds[at]! }, from, tell, either, image);
     });
     try {
       await Promise.all(wanted);

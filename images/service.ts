@@ -14,17 +14,22 @@ import { isError, KeelsonError } from '../runtime/host/errors.ts';
 import { makeHttpClient } from '../runtime/host/http.ts';
 import type { Logger } from '../runtime/host/log.ts';
 import { type ImageConfig, imageUser, parseImageConfig } from './config.ts';
-import { makeLayers } from './layers.ts';
+import { makeLayers } from './fetch/layers.ts';
+import type { FetchMetrics } from './fetch/metrics.ts';
+import { openPartials } from './fetch/partial.ts';
+import { defaultPolicy, type FetchPolicy } from './fetch/policy.ts';
 import { nodePlatform, type Platform } from './manifest.ts';
 import { pull } from './pull.ts';
 import { formatReference, imageIdOf, parseReference } from './reference.ts';
 import { sharedWork } from './shared.ts';
+import { openBlobs } from './store/blobs.ts';
 import { openStore, type StoredImage } from './store/store.ts';
 import { makeVerifier } from './store/verify.ts';
-import { makeUnpackPool } from './unpack/pool.ts';
+import { defaultLimits, makeUnpackPool } from './unpack/pool.ts';
 import type { UnpackLimits } from './unpack/protocol.ts';
 
 export type { ImageConfig } from './config.ts';
+export type { FetchMetrics } from './fetch/metrics.ts';
 
 export interface ImageForContainer {
   readonly id: string;
@@ -35,13 +40,25 @@ export interface ImageForContainer {
   readonly digestRef: string;
 }
 
-export interface EmbeddedImages extends ImageService, ImageCollector, Pick<ImageArchives, 'verifyImages'> {
+export interface EmbeddedImages
+  extends ImageService,
+    ImageCollector,
+    Pick<ImageArchives, 'exportImages' | 'verifyImages'> {
+  /** `gently`: one layer after the other, for imports that nobody waits for. */
+  importImages(
+    path: string,
+    options?: Parameters<ImageArchives['importImages']>[1] & { gently?: boolean },
+  ): Promise<readonly Image[]>;
   /** By id or reference. Throws IMAGE_NOT_PRESENT, IMAGE_NAME_INVALID. */
   forContainer(image: string): Promise<ImageForContainer>;
   /** Keeps an image for `holder` (a container) over restarts. Idempotent. Throws IMAGE_NOT_PRESENT. */
   lease(imageId: string, holder: string): void;
   /** Ends all leases of `holder`. Idempotent. */
   release(holder: string): void;
+  /** `listener` hears the progress of every layer of every pull, a few times a second each; returns how to end that. */
+  events(listener: (progress: PullProgress) => void): () => void;
+  /** What fetching layers has come to since the process began. */
+  fetchMetrics(): FetchMetrics;
   /** Aborts pulls, ends threads, waits for removals. */
   close(): Promise<void>;
 }
@@ -53,6 +70,12 @@ export interface ImagesOptions {
   readonly clock: Clock;
   /** Layers fetched at once on this node. Default 3. */
   readonly parallelDownloads?: number;
+  /** Bytes of layers received and not yet taken by an unpacker, at most, for the whole node. Default 16 MiB. */
+  readonly downloadBytesInFlight?: number;
+  /** Keep compressed layers, for repairs and export without the network. Default false. */
+  readonly keepBlobs?: boolean;
+  /** When a connection counts as stalled, how often a fetch is tried again, what is written down. Default: see there. */
+  readonly fetchPolicy?: Partial<FetchPolicy>;
   /** Default: this machine's. */
   readonly platform?: Platform;
   /** `host` or `host:port` of registries that may speak plain http, besides those on loopback. */
@@ -71,7 +94,25 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
   const store = await openStore(db, stateDir, log, { clock, bootId: options.bootId });
   const unpack = makeUnpackPool({ clock, limits: options.limits });
   const http = makeHttpClient();
-  const layers = makeLayers({ store, unpack, clock, parallel: options.parallelDownloads ?? 3 });
+  const policy = { ...defaultPolicy, ...options.fetchPolicy };
+  const [blobs, partials] = await Promise.all([
+    openBlobs(db, stateDir, log),
+    openPartials({ stateDir, policy, clock, log }),
+  ]);
+  await blobs.sweep();
+  const layers = makeLayers({
+    store,
+    blobs,
+    partials,
+    unpack,
+    clock,
+    log,
+    stateDir,
+    parallel: options.parallelDownloads ?? 3,
+    bytesInFlight: options.downloadBytesInFlight,
+    keepBlobs: options.keepBlobs,
+    policy,
+  });
   const pullOptions = {
     store,
     layers,
@@ -84,9 +125,22 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
   };
   const pulls = sharedWork<string>();
   const progress = new Map<string, Set<(progress: PullProgress) => void>>();
+  const listeners = new Set<(progress: PullProgress) => void>();
   const closing = new AbortController();
-  const verifier = makeVerifier({ store, unpack, log });
+  const verifier = makeVerifier({ store, unpack, log, blobs });
   void verifier.verifyStart(closing.signal);
+  /** Imports and exports, which are seldom: their code is loaded for each. */
+  const archiving = new Set<Promise<unknown>>();
+  const archive = async <T>(run: Promise<T>): Promise<T> => {
+    archiving.add(run);
+    try {
+      return await run;
+    } finally {
+      archiving.delete(run);
+    }
+  };
+  const untilClosed = (signal?: AbortSignal) =>
+    signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]);
 
   const find = (image: string): StoredImage | undefined =>
     store.findImage(imageIdOf(image) ?? formatReference(parseReference(image)));
@@ -123,8 +177,9 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       if (onProgress !== undefined) progress.set(run, heard.add(onProgress));
       const tell = (step: PullProgress) => {
         for (const listener of progress.get(run) ?? []) listener(step);
+        for (const listener of listeners) listener(step);
       };
-      const mine = signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]);
+      const mine = untilClosed(signal);
       try {
         return await pulls.join(run, (shared) => pull(pullOptions, reference, auths, tell, shared), mine);
       } catch (error) {
@@ -138,6 +193,22 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     async removeImage({ image }) {
       const found = find(image);
       if (found !== undefined) store.removeImage(found.id);
+    },
+    async importImages(path, { signal, ...request } = {}) {
+      const { importArchive } = await import('./archive/import.ts');
+      const limit = (options.limits ?? defaultLimits).bytes;
+      const { platform } = pullOptions;
+      const run = importArchive({ store, layers, log, platform, limit }, path, {
+        ...request,
+        signal: untilClosed(signal),
+      });
+      return (await archive(run)).flatMap((id) => store.findImage(id) ?? []).map(describe);
+    },
+    async exportImages(images, path, { format, signal }) {
+      const { exportArchive, layersOf } = await import('./archive/export.ts');
+      await archive(
+        exportArchive({ store, find, layerTar: layersOf(store) }, images, path, format, untilClosed(signal)),
+      );
     },
     async imageFsInfo() {
       return { mountpoint: stateDir, ...store.usage() };
@@ -156,10 +227,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       };
     },
     verifyImages: ({ signal, ...rest } = {}) =>
-      verifier.verifyImages({
-        ...rest,
-        signal: signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]),
-      }),
+      verifier.verifyImages({ ...rest, signal: untilClosed(signal) }),
     imageUse(wanted) {
       const names = new Set(wanted.flatMap(nameOf));
       return store.imageUse().map(({ names: own, leased, ...use }) => ({
@@ -171,10 +239,15 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     collectLayers: store.collectLayers,
     lease: store.lease,
     release: store.release,
+    events(listener) {
+      listeners.add(listener);
+      return () => void listeners.delete(listener);
+    },
+    fetchMetrics: layers.metrics,
     async close() {
       closing.abort(new KeelsonError('ABORTED', 'the image store is closing'));
       await Promise.all([unpack.close(), http.destroy()]);
-      await Promise.all([pulls.idle(), layers.idle(), verifier.idle()]);
+      await Promise.all([pulls.idle(), layers.idle(), verifier.idle(), Promise.allSettled(archiving)]);
       await store.close();
     },
   };

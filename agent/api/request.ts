@@ -6,6 +6,7 @@ export type StreamingVerb = 'exec' | 'attach' | 'run' | 'portForward';
 export type Route =
   | { readonly kind: 'healthz'; readonly check: string }
   | { readonly kind: 'pods' }
+  | { readonly kind: 'metrics' }
   | {
       readonly kind: 'containerLogs';
       readonly namespace: string;
@@ -64,6 +65,7 @@ export function routeOf({ segments }: Target): Route {
   const [first = '', ...rest] = segments;
   if (first === 'healthz' && rest.length <= 1) return { kind: 'healthz', check: rest[0] ?? '' };
   if (first === 'pods' && rest.length === 0) return { kind: 'pods' };
+  if (first === 'metrics' && rest.length === 0) return { kind: 'metrics' };
   const [namespace, pod, third, fourth] = rest;
   if (namespace === undefined || pod === undefined) return { kind: 'unknown' };
   if (first === 'containerLogs' && rest.length === 3) {

@@ -5,6 +5,7 @@ import type { Clock } from '../../runtime/host/clock.ts';
 import { describe, isError, KeelsonError } from '../../runtime/host/errors.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import type { ApiserverClient, Pod } from '../apiserver/types.ts';
+import type { MetricsSource } from '../metrics/source.ts';
 import { makeAuthenticator } from './authn.ts';
 import { makeAuthorizer } from './authz.ts';
 import { answerHealth, type Health, listen } from './healthz.ts';
@@ -39,6 +40,8 @@ export interface NodeApiOptions {
     previous: boolean,
   ) => ContainerLog | Promise<ContainerLog>;
   readonly healthy: () => Health;
+  /** For `/metrics`. Default: none. */
+  readonly metrics?: readonly MetricsSource[];
 }
 
 export interface NodeApi {
@@ -170,6 +173,13 @@ async function serve(
     const list = { kind: 'PodList', apiVersion: 'v1', metadata: {}, items: options.pods() };
     response.writeHead(200, { 'content-type': 'application/json' });
     response.end(JSON.stringify(list));
+    return;
+  }
+  if (route.kind === 'metrics') {
+    const { contentType, metricsText } = await import('../metrics/text.ts');
+    const text = await metricsText(options.metrics ?? []);
+    response.writeHead(200, { 'content-type': contentType });
+    response.end(text);
     return;
   }
   const logOptions = parseLogOptions(target.query, options.clock.now());

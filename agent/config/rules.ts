@@ -41,6 +41,8 @@ export function checkRules(config: ConfigValues, findings: Findings): void {
     ['crashLoopBackOff', 'maxContainerRestartPeriod'],
     'must be from 1s to 300s',
   );
+  const stall = config.keelson.downloadStallTimeout;
+  must(stall >= 1000 && stall <= 600_000, ['keelson', 'downloadStallTimeout'], 'must be from 1s to 10m');
   must(
     config.cpuCFSQuotaPeriod >= 1 && config.cpuCFSQuotaPeriod <= 1000,
     ['cpuCFSQuotaPeriod'],

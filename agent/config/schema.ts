@@ -271,10 +271,17 @@ const ownFields = {
   conmon: string({ default: 'conmon', acted }),
   /** Layers fetched at once, for the whole node. Unset: the image service's own default. */
   parallelDownloads: integer({ min: 1, max: 64, acted }),
+  /** MiB of layers received and not yet taken by an unpacker, for the whole node. Unset: the image service's own default. */
+  downloadBytesInFlight: integer({ min: 1, max: 1024, acted }),
+  /** KiB a second: a download below it over `downloadStallTimeout` is broken off and taken up again. 0: only silence counts. */
+  downloadMinSpeed: integer({ default: 1, min: 0, max: 1 << 20, keepZero, acted }),
+  downloadStallTimeout: duration({ default: '30s', acted }),
+  /** Keep compressed layers, so that damaged ones can be repaired and images exported without the network. */
+  keepBlobs: boolean({ default: false, acted }),
   /** `host[:port]` that are spoken to over plain http. */
   insecureRegistries: list(string(), { acted }),
-  /** Image archives put here are imported. */
-  importDir: string({ ...absolute }),
+  /** Image archives put here are imported and pinned. Unset: `images` in the stateDir. */
+  imagesDir: string({ acted, ...absolute }),
   nodeName: string({ acted, ...nodeName }),
   hostnameOverride: string({ acted, ...nodeName }),
   /** One address, or one of each family separated by a comma. */

@@ -66,11 +66,11 @@ export function makeImageStore(db: Database, layers: LayerStore, clock: Clock): 
   const remove = (id: string) => {
     const diffIds = layersOf(id);
     sql('DELETE FROM images WHERE id = ?').run(id);
-    layers.collectOf(diffIds);
+    layers.collectLayersOf(diffIds);
   };
 
   return {
-    commitImage({ id, config, manifest, diffIds }, names, manifestDigests) {
+    commitImage({ id, config, manifest, diffIds }, names, manifestDigests, pin = false) {
       db.transaction(() => {
         const added = sql('INSERT OR IGNORE INTO images (id, config, manifest) VALUES (?, ?, ?)').run(
           id,
@@ -83,6 +83,7 @@ export function makeImageStore(db: Database, layers: LayerStore, clock: Clock): 
           }
         }
         addNames(id, names, manifestDigests);
+        if (pin) sql('UPDATE images SET pinned = 1 WHERE id = ?').run(id);
       });
     },
     imageOfManifest(digest) {

@@ -36,9 +36,8 @@ export type LayerStore = Pick<
   | 'dropStray'
   | 'markLayer'
   | 'collectLayers'
+  | 'collectLayersOf'
 > & {
-  /** Removes those of `diffIds` that no image has and nobody holds. */
-  collectOf(diffIds: readonly string[]): void;
   /** Lets go of the replaced folders that only `holder` still had mounted. */
   releaseRetired(holder: string): void;
   folderOf(number: number): string;
@@ -250,7 +249,7 @@ export async function openLayerStore(options: {
         diffId,
       );
     },
-    collectOf(diffIds) {
+    collectLayersOf(diffIds) {
       const find = sql(`SELECT diff_id, number, size FROM layers WHERE diff_id = ? AND ${isUnneeded}`);
       remove(diffIds.map((id) => find.get(id)).filter((row) => row !== undefined));
     },

@@ -93,9 +93,15 @@ export interface Store {
   markLayer(diffId: string, state: 'good' | 'damaged'): void;
   /**
    * Writes an image whose layers are all there, gives it `names` (normalised tag and digest references, taken from
-   * whatever image had them) and notes that the manifests of `manifestDigests` mean it.
+   * whatever image had them) and notes that the manifests of `manifestDigests` mean it. `pin` keeps it from collection,
+   * until it is removed; without it a pinned image stays so.
    */
-  commitImage(image: ImageRow, names: readonly string[], manifestDigests: readonly string[]): void;
+  commitImage(
+    image: ImageRow,
+    names: readonly string[],
+    manifestDigests: readonly string[],
+    pin?: boolean,
+  ): void;
   /** The image that a manifest or index with this digest was resolved to, where it is still here. */
   imageOfManifest(digest: string): string | undefined;
   /** Gives an image further names and manifests; false where it has just been removed. */
@@ -117,6 +123,8 @@ export interface Store {
   imageUse(): ImageUse[];
   /** Removes layers that no image has and nobody holds, where they came so many milliseconds ago. Returns their bytes. */
   collectLayers(unneededForMs: number): number;
+  /** Removes those of these layers that no image has and nobody holds. */
+  collectLayersOf(diffIds: readonly string[]): void;
   usage(): { usedBytes: number; usedInodes: number };
   /** Resolves when all rows written so far survive a power cut. */
   settled(): Promise<void>;

@@ -10,7 +10,7 @@ import { makeTarMap } from './tar_map.ts';
 import { directWriter, doSteps, remoteWriter } from './writer.ts';
 
 export interface Job {
-  data(bytes: Uint8Array): void;
+  data(bytes: Uint8Array<ArrayBuffer>): void;
   end(): void;
   /** Gives up: nothing more is written when it returns, and what was open is closed or on its way to be. */
   stop(): void;
@@ -18,7 +18,7 @@ export interface Job {
 
 export interface JobHost {
   readonly jail: Jail;
-  send(message: FromThread): void;
+  send(message: FromThread, transfer?: ArrayBuffer[]): void;
   /** Something went wrong: the layer has failed. */
   fail(error: unknown): void;
   /** The job is over. */
@@ -56,7 +56,7 @@ export function wholeJob({ id, folder, map, limits, algorithm }: Begin, host: Jo
     data: (bytes) =>
       attempt(() => {
         decoder.data(bytes);
-        host.send({ type: 'taken', id, bytes: bytes.byteLength });
+        host.send({ type: 'taken', id, bytes }, [bytes.buffer]);
       }),
     end: () =>
       attempt(() => {
@@ -111,7 +111,7 @@ export function decodeJob({ id, limits, algorithm, ring: given, target }: Begin,
     data: (bytes) =>
       attempt(() => {
         decoder.data(bytes);
-        host.send({ type: 'taken', id, bytes: bytes.byteLength });
+        host.send({ type: 'taken', id, bytes }, [bytes.buffer]);
       }),
     end: () => attempt(() => next.postMessage({ end: decoder.end() } satisfies Decoded)),
     stop() {

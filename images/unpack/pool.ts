@@ -5,6 +5,7 @@
 import { once } from 'node:events';
 import { constants } from 'node:fs';
 import { type FileHandle, open, stat } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
 import { MessageChannel, type Transferable, Worker } from 'node:worker_threads';
 import type { Clock } from '../../runtime/host/clock.ts';
 import { KeelsonError } from '../../runtime/host/errors.ts';
@@ -35,7 +36,7 @@ export interface Unpacking {
 
 export interface UnpackPoolOptions {
   readonly clock: Clock;
-  /** Threads of each kind at most. Default 2. */
+  /** Threads of each kind at most. Default: one for every two processors. */
   readonly threads?: number;
   /** Milliseconds after which an unused thread ends. Default 5,000. */
   readonly idleMs?: number;
@@ -52,7 +53,7 @@ const mostInFlight = 1 << 20;
 /** A layer smaller than this waits for a busy thread rather than start another. */
 const worthAThread = 4 << 20;
 /** Decompressed pieces of one layer on their way between its threads. */
-const ringPieces = 8;
+const ringPieces = 6;
 
 /** What a thread is for. Those of one kind never wait for each other, only for those behind them. */
 type Kind = 'decode' | 'create' | 'write';
@@ -64,21 +65,28 @@ interface Thread {
   cancelIdle: () => void;
 }
 
+function defaultThreads(): number {
+  return Math.max(1, Math.min(8, Math.floor(availableParallelism() / 2)));
+}
+
 export function makeUnpackPool(options: UnpackPoolOptions): UnpackPool {
-  const { clock, threads: mostThreads = 2, idleMs = 5000, limits = defaultLimits } = options;
+  const { clock, threads: mostThreads = defaultThreads(), idleMs = 5000, limits = defaultLimits } = options;
   const { spreadFrom = 512 << 10 } = options;
   const threads = new Set<Thread>();
   let closed = false;
   let nextId = 1;
   const closing = () => new KeelsonError('ABORTED', 'the image store is closing');
 
+  const compileCache = process.env['NODE_COMPILE_CACHE'];
+
   const start = (kind: Kind): Thread => {
     const worker = new Worker(new URL('./worker.ts', import.meta.url), {
       name: `unpack-${kind}`,
-      env: {},
+      // Compiled code is kept: without it a thread takes 36 MiB more, and 100 ms more to start.
+      env: compileCache === undefined ? {} : { NODE_COMPILE_CACHE: compileCache },
       // One thread opens what another closes.
       trackUnmanagedFds: false,
-      resourceLimits: { maxYoungGenerationSizeMb: 8, maxOldGenerationSizeMb: 256 },
+      resourceLimits: { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 256 },
     });
     const thread: Thread = { worker, kind, jobs: new Map(), cancelIdle: () => {} };
     threads.add(thread);
@@ -189,6 +197,8 @@ function unpacking(options: {
   let settled = false;
   let wake = () => {};
   let piece = new Uint8Array(new ArrayBuffer(inputSize));
+  /** Memory that has come back. */
+  const spare: (typeof piece)[] = [];
   let filled = 0;
 
   const post = (thread: Thread, message: ToThread, transfer: Transferable[] = []) =>
@@ -224,7 +234,8 @@ function unpacking(options: {
   const listen = (thread: Thread) => (message: FromThread | { type: 'gone'; reason: string }) => {
     switch (message.type) {
       case 'taken':
-        inFlight -= message.bytes;
+        inFlight -= message.bytes.length;
+        if (message.bytes.length === inputSize) spare.push(message.bytes);
         wake();
         return;
       case 'done':
@@ -284,7 +295,7 @@ function unpacking(options: {
     const bytes = filled === inputSize ? piece : piece.slice(0, filled);
     inFlight += filled;
     filled = 0;
-    if (bytes === piece) piece = new Uint8Array(new ArrayBuffer(inputSize));
+    if (bytes === piece) piece = spare.pop() ?? new Uint8Array(new ArrayBuffer(inputSize));
     post(first, { type: 'data', id, bytes }, [bytes.buffer]);
   };
 

@@ -51,8 +51,8 @@ export interface Unpacked {
 }
 
 export type FromThread =
-  /** `bytes` more of the data have been worked off: as many may be sent. */
-  | { type: 'taken'; id: number; bytes: number }
+  /** These data have been worked off: as many may be sent, in the same memory. */
+  | { type: 'taken'; id: number; bytes: Uint8Array<ArrayBuffer> }
   | { type: 'done'; id: number; result: Unpacked }
   | { type: 'failed'; id: number; code: ErrorCode; message: string; hint?: string }
   /** This part writes nothing more. */

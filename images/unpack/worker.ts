@@ -1,4 +1,5 @@
 /** A thread that unpacks layers, several at a time, or parts of them. */
+import { flushCompileCache } from 'node:module';
 import { parentPort } from 'node:worker_threads';
 import { errnoOf, KeelsonError } from '../../runtime/host/errors.ts';
 import { loadIgzip } from './igzip.ts';
@@ -9,6 +10,8 @@ import type { FromThread, Part, ToThread } from './protocol.ts';
 const port = parentPort!;
 // Now, and not when the first layer needs it: in the jail, a library of that name would be the layer's.
 loadIgzip();
+// Now, for the same reason: at its end the thread would write into the layer.
+flushCompileCache();
 const jail = makeJail();
 const jobs = new Map<number, Job>();
 const makers: Readonly<Record<Part, (begin: ToThread & { type: 'begin' }, host: JobHost) => Job>> = {
@@ -18,7 +21,7 @@ const makers: Readonly<Record<Part, (begin: ToThread & { type: 'begin' }, host: 
   write: writeJob,
 };
 
-const send = (message: FromThread) => port.postMessage(message);
+const send = (message: FromThread, transfer?: ArrayBuffer[]) => port.postMessage(message, { transfer });
 
 function asFailure(error: unknown): { code: KeelsonError['code']; message: string; hint?: string } {
   if (error instanceof KeelsonError) return error;

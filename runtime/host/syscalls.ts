@@ -26,6 +26,7 @@ const c = {
   chroot: libc.func('int chroot(const char *path)'),
   fchdir: libc.func('int fchdir(int fd)'),
   flock: libc.func('int flock(int fd, int operation)'),
+  fcntl: libc.func('int fcntl(int fd, int command, long argument)'),
   utimensat: libc.func('int utimensat(int dirfd, const char *path, uintptr_t times, int flags)'),
   futimens: libc.func('int futimens(int fd, uintptr_t times)'),
   fsetxattr: libc.func('int fsetxattr(int fd, const char *name, const void *value, size_t size, int flags)'),
@@ -205,6 +206,24 @@ export function tryLock(fd: number): boolean {
   const name = errorNames.get(koffi.errno());
   if (name === 'EWOULDBLOCK' || name === 'EAGAIN') return false;
   throw new KeelsonError('SYSCALL_FAILED', `flock: ${name}`, { details: { errno: name } });
+}
+
+/**
+ * Whether some process has the file of `fd` (opened for reading only) open for writing: it would be in the way of a read
+ * lease, fcntl(2), which is given back at once. False where the file system knows no leases.
+ */
+export function hasWriter(fd: number): boolean {
+  const F_SETSIG = 10;
+  const F_SETLEASE = 1024;
+  const [F_RDLCK, F_UNLCK] = [0, 2];
+  const SIGURG = 23;
+  // A process that comes to write in between makes the kernel send us a signal, of which the usual one would end us.
+  if (c.fcntl(fd, F_SETSIG, SIGURG) === -1) return false;
+  if (c.fcntl(fd, F_SETLEASE, F_RDLCK) === -1) {
+    return ['EAGAIN', 'EWOULDBLOCK'].includes(errorNames.get(koffi.errno()) ?? '');
+  }
+  c.fcntl(fd, F_SETLEASE, F_UNLCK);
+  return false;
 }
 
 /** utimensat(2) without following links, one time since the epoch for both. */

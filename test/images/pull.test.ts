@@ -201,3 +201,35 @@ test('an unknown tag or repository is not found; a registry that is away is unav
     message: new RegExp(`${registry.host}/app:1`),
   });
 });
+
+test('everybody who listens hears of every layer, and the numbers add up', { skip }, async (t) => {
+  const registry = await startRegistry(t);
+  const [first, second] = [small('one'), small('two')];
+  await pushImage(registry.host, 'app:1', first);
+  await pushImage(registry.host, 'app:2', second);
+  const { images } = await openImages(t);
+  const heard: string[] = [];
+  const end = images.events(({ image, digest, phase }) => heard.push(`${image} ${digest} ${phase}`));
+  const own: string[] = [];
+  await images.pullImage(
+    { image: `${registry.host}/app:1` },
+    { onProgress: ({ image, digest, phase }) => own.push(`${image} ${digest} ${phase}`) },
+  );
+  assert.ok(heard.length >= 8);
+  assert.deepEqual(heard, own);
+  end();
+  end();
+  await images.pullImage({ image: `${registry.host}/app:2` });
+  assert.equal(heard.length, own.length);
+  const blobs = new Map([...first.layers, ...second.layers].map(({ digest, data }) => [digest, data.length]));
+  assert.deepEqual(images.fetchMetrics(), {
+    bytesFetched: [...blobs.values()].reduce((sum, bytes) => sum + bytes),
+    layersFetched: 3,
+    layersResumed: 0,
+    retries: 0,
+    layersFailed: 0,
+    layersInFlight: 0,
+    layersWaiting: 0,
+    bytesInFlight: 0,
+  });
+});

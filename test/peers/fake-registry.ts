@@ -8,6 +8,13 @@ export interface SeenRequest {
   readonly method: string;
   readonly path: string;
   readonly authorization: string | undefined;
+  readonly range: string | undefined;
+}
+
+/** What happens to a connection after `bytes` of the answer: it breaks, or nothing more comes. */
+export interface Fault {
+  readonly bytes: number;
+  readonly how: 'break' | 'hang';
 }
 
 export interface FakeRegistry {
@@ -21,6 +28,12 @@ export interface FakeRegistry {
   manifest(name: string, blob: Blob): void;
   /** Serves a whole image as `name`. */
   image(name: string, image: BuiltImage): void;
+  /** Answers requests for a range of a blob with that range. Default true. */
+  ranges: boolean;
+  /** For the next requests of this blob, in turn. */
+  fail(blob: Blob, ...faults: readonly Fault[]): void;
+  /** Bytes of this blob that were sent in all. */
+  served(blob: Blob): number;
   /** Asked first; returns true where it has answered itself. */
   intercept: (request: IncomingMessage, response: ServerResponse) => boolean;
   close(): Promise<void>;
@@ -30,9 +43,37 @@ export async function startFakeRegistry(t: { after(fn: () => Promise<void>): voi
   const blobs = new Map<string, Buffer>();
   const manifests = new Map<string, Blob>();
   const seen: SeenRequest[] = [];
+  const faults = new Map<string, Fault[]>();
+  const served = new Map<string, number>();
+
+  const serveBlob = (digest: string, blob: Buffer, request: IncomingMessage, response: ServerResponse) => {
+    const asked = /^bytes=(\d+)-$/.exec(request.headers.range ?? '')?.[1];
+    const from = registry.ranges ? Number(asked ?? 0) : 0;
+    if (from > 0 && from >= blob.length) {
+      response.writeHead(416, { 'content-range': `bytes */${blob.length}` }).end();
+      return;
+    }
+    const fault = faults.get(digest)?.shift();
+    const body = blob.subarray(from, fault === undefined ? undefined : from + fault.bytes);
+    const headers = { 'content-type': 'application/octet-stream', 'content-length': blob.length - from };
+    if (from === 0) response.writeHead(200, headers);
+    else
+      response.writeHead(206, {
+        ...headers,
+        'content-range': `bytes ${from}-${blob.length - 1}/${blob.length}`,
+      });
+    served.set(digest, (served.get(digest) ?? 0) + body.length);
+    if (fault === undefined) response.end(body);
+    else response.write(body, () => fault.how === 'break' && response.destroy());
+  };
   const server = createServer((request, response) => {
     const path = request.url ?? '';
-    seen.push({ method: request.method ?? '', path, authorization: request.headers.authorization });
+    seen.push({
+      method: request.method ?? '',
+      path,
+      authorization: request.headers.authorization,
+      range: request.headers.range,
+    });
     if (registry.intercept(request, response)) return;
     const name = path.slice(path.lastIndexOf('/') + 1);
     const manifest = path.includes('/manifests/') ? manifests.get(name) : undefined;
@@ -40,7 +81,7 @@ export async function startFakeRegistry(t: { after(fn: () => Promise<void>): voi
     if (manifest !== undefined) {
       response.writeHead(200, { 'content-type': manifest.mediaType }).end(manifest.data);
     } else if (blob !== undefined) {
-      response.writeHead(200, { 'content-type': 'application/octet-stream' }).end(blob);
+      serveBlob(name, blob, request, response);
     } else {
       response.writeHead(404, { 'content-type': 'application/json' });
       response.end('{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}');
@@ -60,6 +101,9 @@ export async function startFakeRegistry(t: { after(fn: () => Promise<void>): voi
       registry.manifest(name, image.manifest);
       for (const blob of [image.config, ...image.layers]) registry.blob(blob);
     },
+    ranges: true,
+    fail: ({ digest }, ...more) => void faults.set(digest, [...(faults.get(digest) ?? []), ...more]),
+    served: ({ digest }) => served.get(digest) ?? 0,
     intercept: () => false,
     async close() {
       server.closeAllConnections();

@@ -3,6 +3,7 @@ import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type EmbeddedImages, type ImagesOptions, makeImages } from '../../images/service.ts';
+import { mapOf } from '../../images/unpack/tar_map.ts';
 import { systemClock } from '../../runtime/host/clock.ts';
 import { type Database, openDatabase } from '../../runtime/host/database.ts';
 import { makeLogger } from '../../runtime/host/log.ts';
@@ -16,9 +17,12 @@ export interface TestStore {
 
 type Test = { after(fn: () => Promise<void>): void };
 
+/** Where a layer is unpacked into the folder itself, its map lies beside it. */
 export function temporaryFolder(t: Test): string {
   const folder = mkdtempSync(join(tmpdir(), 'keelson-test-'));
-  t.after(async () => rmSync(folder, { recursive: true, force: true }));
+  t.after(async () => {
+    for (const path of [folder, mapOf(folder)]) rmSync(path, { recursive: true, force: true });
+  });
   return folder;
 }
 

@@ -161,11 +161,17 @@ export function fakeImages(
     imageStatus: unused,
     pullImage: unused,
     removeImage: unused,
+    importImages: unused,
+    exportImages: unused,
     imageFsInfo: unused,
     verifyImages: unused,
     imageUse: () => [],
     collectImage: () => false,
     collectLayers: () => 0,
+    events: () => () => {},
+    fetchMetrics: () => {
+      throw new KeelsonError('UNIMPLEMENTED', 'not a part of this test');
+    },
     async forContainer(image) {
       if (image !== 'busybox' && image !== id) {
         throw new KeelsonError('IMAGE_NOT_PRESENT', `image ${image} is not here`);

@@ -15,6 +15,9 @@ for (const [target, wanted] of [
   ['/pods', { kind: 'pods' }],
   ['/pods/', { kind: 'pods' }],
   ['/pods/x', { kind: 'unknown' }],
+  ['/metrics', { kind: 'metrics' }],
+  ['/metrics/', { kind: 'metrics' }],
+  ['/metrics/nothing', { kind: 'unknown' }],
   [
     '/containerLogs/ns/web/app?follow=true',
     { kind: 'containerLogs', namespace: 'ns', pod: 'web', container: 'app' },

@@ -211,6 +211,23 @@ test('health, pods and unknown paths', async (t) => {
   assert.equal((await get('/pods', { method: 'DELETE' })).status, 405);
 });
 
+test('metrics are for those who may read them', async (t) => {
+  const family = { name: 'x_total', help: 'X.', type: 'counter' as const, samples: [{ value: 7 }] };
+  const { get, asked } = await api(t, { metrics: [{ families: () => [family] }] }, ({ spec }) => ({
+    allowed: spec.user === 'kube-apiserver',
+  }));
+  assert.deepEqual(await get('/metrics'), {
+    status: 200,
+    body: '# HELP x_total X.\n# TYPE x_total counter\nx_total 7\n',
+    type: 'text/plain; version=0.0.4; charset=utf-8',
+  });
+  assert.equal(asked[0]!.spec.resourceAttributes?.subresource, 'metrics');
+  assert.equal((await get('/metrics', nobody)).status, 401);
+  const other = good.issue('/CN=visitor');
+  assert.equal((await get('/metrics', { cert: other.cert, key: other.key })).status, 403);
+  assert.equal((await get('/metrics', { method: 'POST' })).status, 405);
+});
+
 test('a certificate of the configured authority makes a user with groups', async (t) => {
   const { get, asked } = await api(t);
   assert.equal((await get('/pods')).status, 200);

@@ -1,0 +1,26 @@
+/** `keelson agent`: be a node. */
+import { parseArgs } from 'node:util';
+
+export const usage = `keelson agent [--config FILE] [--kubeconfig FILE] [--hostname-override NAME] [--node-ip ADDRESS]
+
+Be a node until SIGTERM or SIGINT; containers go on without the agent. Without --kubeconfig only the static pods of the
+configuration's staticPodPath run. The configuration is a KubeletConfiguration (kubelet.config.k8s.io/v1beta1).`;
+
+export async function run(args: string[]): Promise<void> {
+  const { values } = parseArgs({
+    args,
+    options: {
+      config: { type: 'string' },
+      kubeconfig: { type: 'string' },
+      'hostname-override': { type: 'string' },
+      'node-ip': { type: 'string' },
+    },
+  });
+  const { startAgent } = await import('../main.ts');
+  await startAgent({
+    configFile: values.config,
+    kubeconfigFile: values.kubeconfig,
+    nodeName: values['hostname-override'],
+    nodeIp: values['node-ip'],
+  });
+}
