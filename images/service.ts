@@ -129,7 +129,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
   const closing = new AbortController();
   const verifier = makeVerifier({ store, unpack, log, blobs });
   void verifier.verifyStart(closing.signal);
-  /** Imports and exports, which are seldom: their code is loaded for each. */
+  /** Imports and exports, which are seldom (their code is loaded for each), and removals of blobs. */
   const archiving = new Set<Promise<unknown>>();
   const archive = async <T>(run: Promise<T>): Promise<T> => {
     archiving.add(run);
@@ -138,6 +138,12 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     } finally {
       archiving.delete(run);
     }
+  };
+  /** Those of layers that are gone, when the caller has removed what he wants to. */
+  const collectBlobs = async () => {
+    await null;
+    const needed = blobs.list().filter(({ diffId }) => store.layerFiles(diffId) !== undefined);
+    await blobs.collect(new Set(needed.map(({ digest }) => digest)), store.isHeld);
   };
   const untilClosed = (signal?: AbortSignal) =>
     signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]);
@@ -236,7 +242,11 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       }));
     },
     collectImage: store.collectImage,
-    collectLayers: store.collectLayers,
+    collectLayers(unneededForMs) {
+      const bytes = store.collectLayers(unneededForMs);
+      archive(collectBlobs()).catch((err: unknown) => log.warn({ err }, 'cannot remove kept blobs'));
+      return bytes;
+    },
     lease: store.lease,
     release: store.release,
     events(listener) {

@@ -181,3 +181,23 @@ test('layers of a broken pull wait for the next try, for as long as they are giv
   registry.intercept = () => false;
   assert.equal(await images.pullImage({ image: first }), one.id);
 });
+
+test('kept blobs go with their layers, and not before', { skip }, async (t) => {
+  const { first, second } = await registryOf(t);
+  const { images, folder, db, close } = await openImages(t, { keepBlobs: true });
+  await images.pullImage({ image: first });
+  await images.pullImage({ image: second });
+  const kept = () =>
+    db
+      .statement('SELECT digest FROM blobs ORDER BY digest')
+      .all()
+      .map(({ digest }) => digest);
+  const all = [...new Set([...one.layers, ...two.layers].map(({ digest }) => digest))].sort();
+  assert.equal(images.collectLayers(0), 0);
+  assert.deepEqual(kept(), all);
+  images.collectLayers(0);
+  assert.equal(images.collectImage(two.id), true);
+  await close();
+  const left = one.layers.map(({ digest }) => digest.slice('sha256:'.length)).sort();
+  assert.deepEqual(readdirSync(join(folder, 'blobs', 'sha256')).sort(), left);
+});
