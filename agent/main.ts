@@ -1,6 +1,6 @@
 /** Puts the node together: the only place that knows every room. Data flows from the sources to the workers. */
 import { flushCompileCache } from 'node:module';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { makeCni } from '../cni/network.ts';
 import { type ImagesOptions, makeImages } from '../images/service.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
@@ -22,17 +22,19 @@ import { makeObjectCache } from './apiserver/objects.ts';
 import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
+import { accessConfig, podsConfig } from './config/rooms.ts';
 import { agentListens } from './control/client.ts';
 import { type Handlers, imageVerbs } from './control/images.ts';
 import { socketName } from './control/protocol.ts';
 import { startControl } from './control/server.ts';
+import { makeImageAccess } from './images/access.ts';
 import { type ImageGc, startImageGc } from './images/gc.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { processMetrics } from './metrics/process.ts';
 import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
-import { makePodManager, type PodsConfig } from './pods/manager.ts';
+import { makePodManager } from './pods/manager.ts';
 import { kubernetesVersion, version } from './version.ts';
 import { makeVolumes } from './volumes/manager.ts';
 
@@ -43,6 +45,8 @@ export interface AgentOptions {
   /** Over the configuration's. */
   readonly nodeName: string | undefined;
   readonly nodeIp: string | undefined;
+  readonly imageCredentialProviderConfig: string | undefined;
+  readonly imageCredentialProviderBinDir: string | undefined;
 }
 
 /** A command that works on the images where no agent runs is waited for so long. */
@@ -54,7 +58,12 @@ const calmMs = 10_000;
 /** Runs the node until SIGTERM or SIGINT; containers go on without it. Resolves when it has started. */
 export async function startAgent(options: AgentOptions): Promise<void> {
   const config = await loadConfig(options.configFile, {
-    keelson: { hostnameOverride: options.nodeName, nodeIP: options.nodeIp },
+    keelson: {
+      hostnameOverride: options.nodeName,
+      nodeIP: options.nodeIp,
+      imageCredentialProviderConfig: absolutePath(options.imageCredentialProviderConfig),
+      imageCredentialProviderBinDir: absolutePath(options.imageCredentialProviderBinDir),
+    },
   });
   const clock = systemClock;
   const log = makeLogger(config.logLevel);
@@ -200,6 +209,16 @@ async function assemble(
     });
     after(() => objects.close());
 
+    const imageAccess = await makeImageAccess({
+      images,
+      objects,
+      client,
+      clock,
+      log: log.child({ room: 'pods' }),
+      ...accessConfig(config),
+    });
+    after(() => imageAccess.close());
+
     const firstFacts = await facts.read();
     const allocatable = () => node?.current()?.status?.allocatable ?? {};
     const volumes = makeVolumes({
@@ -216,6 +235,7 @@ async function assemble(
     const pods = makePodManager({
       runtime,
       images,
+      imageAccess,
       volumes,
       cgroups: cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups,
       client,
@@ -358,7 +378,10 @@ async function openState({ keelson }: AgentConfig, log: Logger, clock: Clock): P
   const patience = clock.monotonic() + commandMs;
   for (let told = false; ; told = true) {
     try {
-      return openDatabase(path); // Tries for a second.
+      return openDatabase(path, {
+        onSalvage: (salvage) =>
+          log.error(salvage, 'the database was damaged: a new one has what could be read of it'),
+      }); // Tries for a second.
     } catch (error) {
       if (!isError(error, 'DATABASE_LOCKED') || clock.monotonic() > patience) throw error;
       if (await agentListens(join(keelson.runDir, socketName))) throw error;
@@ -433,27 +456,7 @@ function once(act: () => Promise<void>): () => Promise<void> {
   };
 }
 
-/** The part of the configuration that is about pods, in the words of their room. */
-function podsConfig(config: AgentConfig): PodsConfig {
-  const { keelson } = config;
-  return {
-    kubeletDir: keelson.kubeletDir,
-    podLogsDir: config.podLogsDir,
-    containerLogsDir: keelson.containerLogsDir,
-    clusterDns: config.clusterDNS ?? [],
-    clusterDomain: config.clusterDomain ?? '',
-    resolvConf: config.resolvConf,
-    cgroup: {
-      driver: config.cgroupDriver,
-      root: config.cgroupRoot ?? '/',
-      cpuCfsQuota: config.cpuCFSQuota,
-      cpuCfsPeriodUs: config.cpuCFSQuotaPeriod * 1000,
-      podPidsLimit: config.podPidsLimit > 0 ? config.podPidsLimit : undefined,
-    },
-    security: {
-      seccompRoot: join(keelson.kubeletDir, 'seccomp'),
-      seccompDefault: config.seccompDefault,
-    },
-    maxContainerRestartPeriodMs: config.crashLoopBackOff.maxContainerRestartPeriod,
-  };
+/** A path of the command line, which may be relative. */
+function absolutePath(path: string | undefined): string | undefined {
+  return path && resolve(path);
 }

@@ -3,6 +3,7 @@
  * (kubelet.config.k8s.io/v1beta1, as of Kubernetes 1.37) by their own names, and keelson's own under `keelson:`.
  * Durations are milliseconds once read. Defaults are kubelet's, except `deliberateDefaults`.
  */
+import { verificationPolicies } from '../images/verification.ts';
 import {
   boolean,
   duration,
@@ -80,13 +81,14 @@ const kubeletFields = {
       cacheUnauthorizedTTL: duration({ default: '30s' }),
     }),
   }),
-  registryPullQPS: integer({ default: 5, ...count, keepZero }),
-  registryBurst: integer({ default: 10, ...count }),
+  registryPullQPS: integer({ default: 5, ...count, keepZero, acted }),
+  registryBurst: integer({ default: 10, ...count, acted }),
   imagePullCredentialsVerificationPolicy: string({
     default: 'NeverVerifyPreloadedImages',
-    oneOf: ['NeverVerify', 'NeverVerifyPreloadedImages', 'NeverVerifyAllowlistedImages', 'AlwaysVerify'],
+    oneOf: verificationPolicies,
+    acted,
   }),
-  preloadedImagesVerificationAllowlist: list(string()),
+  preloadedImagesVerificationAllowlist: list(string(), { acted }),
   eventRecordQPS: integer({ default: 50, ...count, keepZero, acted }),
   eventBurst: integer({ default: 100, ...count, acted }),
   enableDebuggingHandlers: boolean({ default: true }),
@@ -141,8 +143,8 @@ const kubeletFields = {
   contentType: string({ default: 'application/vnd.kubernetes.protobuf' }),
   kubeAPIQPS: integer({ default: 50, ...count, keepZero, acted }),
   kubeAPIBurst: integer({ default: 100, ...count, acted }),
-  serializeImagePulls: boolean({ default: false }),
-  maxParallelImagePulls: integer({ min: 1, keepZero }),
+  serializeImagePulls: boolean({ default: false, acted }),
+  maxParallelImagePulls: integer({ min: 1, keepZero, acted }),
   evictionHard: map(threshold, {
     default: {
       'memory.available': '100Mi',
@@ -282,6 +284,11 @@ const ownFields = {
   insecureRegistries: list(string(), { acted }),
   /** Image archives put here are imported and pinned. Unset: `images` in the stateDir. */
   imagesDir: string({ acted, ...absolute }),
+  /** As kubelet's flags of these names: a CredentialProviderConfig (file or folder), and where its programs are. */
+  imageCredentialProviderConfig: string({ acted, ...absolute }),
+  imageCredentialProviderBinDir: string({ acted, ...absolute }),
+  /** With imagePullPolicy Always: the copy on the node is used, with a warning, when no registry can be reached. */
+  pullAlwaysFallback: boolean({ default: false, acted }),
   nodeName: string({ acted, ...nodeName }),
   hostnameOverride: string({ acted, ...nodeName }),
   /** One address, or one of each family separated by a comma. */

@@ -43,4 +43,5 @@ export const schema: readonly string[] = [
 
 /** True for an image (as `images`) all of whose layers are there and whole. */
 export const isPresent = `NOT EXISTS (
-  SELECT 1 FROM image_layers JOIN layers USING (diff_id) WHERE image = images.id AND damaged = 1)`;
+  SELECT 1 FROM image_layers LEFT JOIN layers USING (diff_id)
+  WHERE image = images.id AND coalesce(damaged, 1) = 1)`;

@@ -6,11 +6,13 @@
  * do not keep it: after a power cut (the last run was not closed, and the boot is another) the layers that had not
  * settled by then are to be verified. A mere kill (the same boot) loses nothing that the kernel has been given.
  */
+import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { readdir, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Database } from '../../runtime/host/database.ts';
 import type { Logger } from '../../runtime/host/log.ts';
+import { parseImageConfig } from '../config.ts';
 import { mapOf } from '../unpack/tar_map.ts';
 
 /** Another with each start of the machine. */
@@ -38,6 +40,36 @@ export function beginRun(db: Database, bootId: string): boolean {
 
 export function endRun(db: Database): void {
   db.statement('UPDATE image_store_run SET open = 0').run();
+}
+
+/**
+ * Removes images whose row is not what it was: the id is the digest of the configuration, which says which layers there
+ * are. Their leases go too: containers go on with what they have mounted. The layers stay for the next pull.
+ */
+export function dropBrokenImages(db: Database, log: Logger): void {
+  const sql = db.statement;
+  for (const row of sql('SELECT id, config FROM images').all()) {
+    const [id, config] = [String(row['id']), Buffer.from(row['config'] as Uint8Array)];
+    const rows = sql('SELECT diff_id FROM image_layers WHERE image = ? ORDER BY position').all(id);
+    const diffIds = rows.map((layer) => String(layer['diff_id']));
+    if (isImage(id, config, diffIds)) continue;
+    log.warn({ id }, 'what is remembered of an image is damaged: it must be pulled again');
+    db.transaction(() => {
+      sql('DELETE FROM image_leases WHERE image = ?').run(id);
+      sql('DELETE FROM images WHERE id = ?').run(id);
+    });
+  }
+}
+
+function isImage(id: string, config: Buffer, diffIds: readonly string[]): boolean {
+  const [algorithm = '', hex] = id.split(':');
+  try {
+    if (createHash(algorithm).update(config).digest('hex') !== hex) return false;
+    const wanted = parseImageConfig(config, `config ${id}`).diffIds;
+    return wanted.length === diffIds.length && wanted.every((diffId, at) => diffId === diffIds[at]);
+  } catch {
+    return false;
+  }
 }
 
 export interface Found {

@@ -15,7 +15,7 @@ import { syncFilesystem } from '../../runtime/host/syscalls.ts';
 import { makeImageStore } from './image_store.ts';
 import { openLayerStore } from './layer_store.ts';
 import { schema } from './schema.ts';
-import { beginRun, currentBootId, endRun } from './start.ts';
+import { beginRun, currentBootId, dropBrokenImages, endRun } from './start.ts';
 import { groupedSync } from './sync.ts';
 
 export interface ImageRow {
@@ -155,6 +155,7 @@ export async function openStore(
   // Nobody but root may walk into layers: they hold setuid programs and device nodes.
   await Promise.all([ensureFolder(layersFolder, 0o700), ensureFolder(stagingFolder, 0o700)]);
   const afterPowerCut = beginRun(db, bootId);
+  dropBrokenImages(db, log);
   const stateFolder = await open(stateDir, 'r');
   try {
     const sync = groupedSync(() => syncFilesystem(stateFolder.fd));
