@@ -29,8 +29,8 @@ export interface Comparison {
 export interface Comparer {
   /** The next entry of the archive. */
   add(entry: Entry): void;
-  /** After the last entry. */
-  compare(folder: string): Comparison;
+  /** After the last entry. `goOn` is called for each file, and ends it by throwing. */
+  compare(folder: string, goOn: () => void): Comparison;
 }
 
 const mostProblems = 5;
@@ -123,7 +123,7 @@ export function makeComparer(): Comparer {
       forget(path);
       expected.set(path, found);
     },
-    compare(folder) {
+    compare(folder, goOn) {
       const problems: string[] = [];
       let wrong = 0;
       const report = (path: string, what: string) => {
@@ -134,6 +134,7 @@ export function makeComparer(): Comparer {
       const seen = new Set<string>();
       const pending = [''];
       for (let path = pending.pop(); path !== undefined; path = pending.pop()) {
+        goOn();
         const wanted = expected.get(path);
         if (wanted === undefined) {
           report(path, 'is not in the archive');

@@ -2,7 +2,6 @@
  * Verification of layers on disk against their diffIDs, and their repair from kept blobs. One run at a time; the work is
  * done on a thread of its own, which ends with the run.
  */
-import { once } from 'node:events';
 import type { FileHandle } from 'node:fs/promises';
 import { lstat } from 'node:fs/promises';
 import { Worker } from 'node:worker_threads';
@@ -198,32 +197,48 @@ export function makeVerifier({ store, unpack, log, blobs }: VerifierOptions): Ve
   };
 }
 
+/**
+ * Started with the first layer. It is asked to end and never terminated: what a native library is doing at that moment
+ * could take the whole process with it.
+ */
 function startThread(signal: AbortSignal): Thread {
-  const worker = new Worker(new URL('./verify_worker.ts', import.meta.url), {
-    name: 'verify',
-    env: {},
-    resourceLimits: { maxYoungGenerationSizeMb: 8, maxOldGenerationSizeMb: 512 },
-  });
+  const stop = new Int32Array(new SharedArrayBuffer(4));
+  let worker: Worker | undefined;
+  let exited: Promise<unknown> = Promise.resolve();
   let died: unknown;
-  worker.on('error', (error) => {
-    died = error;
-  });
-  const exited = once(worker, 'exit');
-  exited.catch(() => {});
-  const onAbort = () => void worker.terminate();
+  const start = (): Worker => {
+    const started = new Worker(new URL('./verify_worker.ts', import.meta.url), {
+      name: 'verify',
+      env: {},
+      workerData: stop,
+      resourceLimits: { maxYoungGenerationSizeMb: 8, maxOldGenerationSizeMb: 512 },
+    });
+    started.on('error', (error) => {
+      died = error;
+    });
+    exited = new Promise((resolve) => {
+      started.once('exit', resolve);
+    });
+    return started;
+  };
+  const onAbort = () => Atomics.store(stop, 0, 1);
   signal.addEventListener('abort', onAbort, { once: true });
   return {
     async verify(wanted) {
-      const answer = once(worker, 'message') as Promise<[Verified]>;
-      worker.postMessage(wanted);
-      const result = await Promise.race([answer, exited.then(() => undefined)]).catch(() => undefined);
       if (signal.aborted) throw abortError(signal, 'verification');
-      if (result === undefined) {
+      worker ??= start();
+      const mine = worker;
+      const answer = new Promise<Verified>((resolve) => {
+        mine.once('message', resolve);
+      });
+      mine.postMessage(wanted);
+      const verified = await Promise.race([answer, exited.then(() => undefined)]);
+      if (signal.aborted) throw abortError(signal, 'verification');
+      if (verified === undefined) {
         throw new KeelsonError('INTERNAL', `the verification thread is gone: ${String(died)}`, {
           cause: died,
         });
       }
-      const [verified] = result;
       if ('failed' in verified) {
         throw new KeelsonError(
           'SYSCALL_FAILED',
@@ -234,7 +249,8 @@ function startThread(signal: AbortSignal): Thread {
     },
     async end() {
       signal.removeEventListener('abort', onAbort);
-      await worker.terminate();
+      worker?.postMessage(undefined);
+      await exited;
     },
   };
 }

@@ -1,7 +1,7 @@
 /** The thread that verifies: builds a layer's archive again, hashes it, and compares its entries with the folder. */
 import { createHash } from 'node:crypto';
 import { setPriority } from 'node:os';
-import { parentPort } from 'node:worker_threads';
+import { parentPort, workerData } from 'node:worker_threads';
 import { errnoOf, isError } from '../../runtime/host/errors.ts';
 import { makeTarReader } from '../tar/reader.ts';
 import { rebuildArchive } from '../unpack/tar_map.ts';
@@ -24,6 +24,11 @@ export type Verified =
     };
 
 const port = parentPort!;
+/** Set to 1 when the run is to end. */
+const stop: Int32Array = workerData;
+const goOn = () => {
+  if (Atomics.load(stop, 0) !== 0) throw new Error('it was cancelled');
+};
 // On Linux this is the thread's own: what pods do goes first.
 setPriority(0, 19);
 
@@ -39,6 +44,7 @@ async function verify({ folder, map }: ToVerify): Promise<Verified> {
   let broken: string | undefined;
   try {
     for await (const chunk of rebuildArchive(folder, map)) {
+      goOn();
       hash.update(chunk);
       reader.push(chunk);
     }
@@ -50,7 +56,14 @@ async function verify({ folder, map }: ToVerify): Promise<Verified> {
     broken = error.message;
   }
   if (broken !== undefined) return { diffId: undefined, size: 0, inodes: 0, problems: [broken] };
-  return { diffId: `sha256:${hash.digest('hex')}`, ...comparer.compare(folder) };
+  try {
+    return { diffId: `sha256:${hash.digest('hex')}`, ...comparer.compare(folder, goOn) };
+  } catch (error) {
+    return { failed: String(error) };
+  }
 }
 
-port.on('message', (wanted: ToVerify) => void verify(wanted).then((result) => port.postMessage(result)));
+port.on('message', (wanted: ToVerify | undefined) => {
+  if (wanted === undefined) port.close();
+  else void verify(wanted).then((result) => port.postMessage(result));
+});
