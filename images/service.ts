@@ -95,10 +95,8 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
   const unpack = makeUnpackPool({ clock, limits: options.limits });
   const http = makeHttpClient();
   const policy = { ...defaultPolicy, ...options.fetchPolicy };
-  const [blobs, partials] = await Promise.all([
-    openBlobs(db, stateDir, log),
-    openPartials({ stateDir, policy, clock, log }),
-  ]);
+  const blobs = await openBlobs(db, stateDir, log);
+  const partials = await openPartials({ stateDir, policy, clock, log });
   await blobs.sweep();
   const layers = makeLayers({
     store,

@@ -8,9 +8,10 @@
  */
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { readdir, rename } from 'node:fs/promises';
+import { readdir, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Database } from '../../runtime/host/database.ts';
+import { ensureFolder } from '../../runtime/host/files.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import { parseImageConfig } from '../config.ts';
 import { mapOf } from '../unpack/tar_map.ts';
@@ -22,6 +23,17 @@ export function currentBootId(): string {
 
 /** The name of a layer's folder: overlayfs takes those of all layers of an image in one page of options. */
 export const folderName = (number: number): string => number.toString(36);
+
+/** Removes what stands where a folder of the store should be, and leads to none. */
+export async function clearWay(path: string): Promise<void> {
+  const found = await stat(path).catch(() => undefined);
+  if (!found?.isDirectory()) await rm(path, { force: true });
+}
+
+export async function ensureStoreFolder(path: string): Promise<void> {
+  await clearWay(path);
+  await ensureFolder(path, 0o700);
+}
 
 /** Marks that a run begins; returns whether the machine went down in the middle of the one before. */
 export function beginRun(db: Database, bootId: string): boolean {

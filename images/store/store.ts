@@ -9,13 +9,12 @@ import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Clock, systemClock } from '../../runtime/host/clock.ts';
 import type { Database } from '../../runtime/host/database.ts';
-import { ensureFolder } from '../../runtime/host/files.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import { syncFilesystem } from '../../runtime/host/syscalls.ts';
 import { makeImageStore } from './image_store.ts';
 import { openLayerStore } from './layer_store.ts';
 import { schema } from './schema.ts';
-import { beginRun, currentBootId, dropBrokenImages, endRun } from './start.ts';
+import { beginRun, currentBootId, dropBrokenImages, endRun, ensureStoreFolder } from './start.ts';
 import { groupedSync } from './sync.ts';
 
 export interface ImageRow {
@@ -153,7 +152,7 @@ export async function openStore(
   const layersFolder = join(stateDir, 'layers');
   const stagingFolder = join(stateDir, 'staging');
   // Nobody but root may walk into layers: they hold setuid programs and device nodes.
-  await Promise.all([ensureFolder(layersFolder, 0o700), ensureFolder(stagingFolder, 0o700)]);
+  await Promise.all([ensureStoreFolder(layersFolder), ensureStoreFolder(stagingFolder)]);
   const afterPowerCut = beginRun(db, bootId);
   dropBrokenImages(db, log);
   const stateFolder = await open(stateDir, 'r');
