@@ -370,3 +370,60 @@ test('a layer whose row a power cut took comes back; what is not whole goes', { 
   assert.deepEqual(states(await after.images.verifyImages()), ['good', 'good']);
   await after.close();
 });
+
+test('a power cut that hurt a layer is mended at the next start from the kept blob, without a registry', {
+  skip,
+}, async (t) => {
+  const registry = await startFakeRegistry(t);
+  registry.image('1', image);
+  const folder = temporaryFolder(t);
+  const name = `${registry.host}/a:1`;
+  const before = await openImages(t, { folder, bootId: 'one', keepBlobs: true });
+  await before.images.pullImage({ image: name });
+  const [, layer] = (await before.images.forContainer(name)).layers;
+  await before.close();
+  await registry.close();
+  const db = openDatabase(join(folder, 'state.db'));
+  db.statement('UPDATE image_store_run SET open = 1').run();
+  db.close();
+  flip(join(layer!, 'usr/bin/tool'), 7);
+  const after = await openImages(t, { folder, bootId: 'two' });
+  const reports = await after.images.verifyImages(); // Its turn is after that of the start.
+  assert.deepEqual(states(reports), ['good', 'good']);
+  const mended = (await after.images.forContainer(name)).layers[1]!;
+  assert.notEqual(mended, layer);
+  assert.deepEqual(readFileSync(join(mended, 'usr/bin/tool')), big);
+  await after.close();
+  assert.equal(readdirSync(join(folder, 'layers')).length, 4, 'nobody had the damaged one mounted');
+});
+
+test('a replaced layer stays for its containers over restarts, until the last of them or the boot ends', {
+  skip,
+}, async (t) => {
+  for (const end of ['containers', 'boot'] as const) {
+    const registry = await startFakeRegistry(t);
+    registry.image('1', image);
+    const name = `${registry.host}/a:1`;
+    const folder = temporaryFolder(t);
+    const first = await openImages(t, { folder, bootId: 'one' });
+    await first.images.pullImage({ image: name });
+    for (const holder of ['a', 'b']) first.images.lease(image.id, holder);
+    const old = (await first.images.forContainer(name)).layers[1]!;
+    flip(join(old, 'usr/bin/tool'), 7);
+    await first.images.verifyImages({ repair: true });
+    await first.images.pullImage({ image: name });
+    await first.close();
+
+    const second = await openImages(t, { folder, bootId: end === 'boot' ? 'two' : 'one' });
+    await second.images.verifyImages();
+    if (end === 'containers') {
+      second.images.release('a');
+      assert.ok(readdirSync(old).length > 0);
+      second.images.lease(image.id, 'c');
+      second.images.release('b');
+    }
+    await second.close();
+    assert.equal(readdirSync(join(folder, 'layers')).length, 4, end);
+    assert.throws(() => readdirSync(old), { code: 'ENOENT' });
+  }
+});
