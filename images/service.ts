@@ -93,6 +93,8 @@ export interface ImagesOptions {
   readonly environment?: Readonly<Record<string, string | undefined>>;
   /** Of one layer. Default: a million entries and 64 GiB. */
   readonly limits?: UnpackLimits;
+  /** Called when an image has become not present because a layer was found to be damaged: an archive may have it. */
+  readonly onImageLost?: () => void;
   /** Called when a pull fails for want of space. */
   readonly onStorageFull?: () => void;
   /** Default: this machine's. Another one than the last run's says that the machine has been restarted. */
@@ -144,7 +146,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
   const progress = new Map<string, Set<(progress: PullProgress) => void>>();
   const listeners = new Set<(progress: PullProgress) => void>();
   const closing = new AbortController();
-  const verifier = makeVerifier({ store, unpack, log, blobs });
+  const verifier = makeVerifier({ store, unpack, log, blobs, onLost: options.onImageLost });
   void verifier.verifyStart(closing.signal);
   /** Imports and exports, which are seldom (their code is loaded for each), and removals of blobs. */
   const archiving = new Set<Promise<unknown>>();

@@ -35,6 +35,8 @@ export interface VerifierOptions {
   readonly unpack: UnpackPool;
   readonly log: Logger;
   readonly blobs?: BlobSource;
+  /** Called when a layer is damaged and could not be made anew: its images are not present any more. */
+  readonly onLost?: () => void;
 }
 
 /** One thread for one run. */
@@ -44,7 +46,7 @@ interface Thread {
   end(): Promise<void>;
 }
 
-export function makeVerifier({ store, unpack, log, blobs }: VerifierOptions): Verifier {
+export function makeVerifier({ store, unpack, log, blobs, onLost }: VerifierOptions): Verifier {
   let last: Promise<unknown> = Promise.resolve();
   const inTurn = <T>(run: () => Promise<T>): Promise<T> => {
     const mine = last.then(run, run);
@@ -124,6 +126,7 @@ export function makeVerifier({ store, unpack, log, blobs }: VerifierOptions): Ve
           ? 'a damaged layer was made anew from its kept blob'
           : 'a layer is damaged: the next use of its images pulls it again',
       );
+      if (!mended) onLost?.();
       return { diffId, images, state: mended ? 'repaired' : 'damaged', message: problem };
     } finally {
       release();

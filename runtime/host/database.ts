@@ -231,7 +231,6 @@ function finishSalvage(path: string): void {
 
 function moveSalvaged(path: string): void {
   for (const suffix of ['', '-wal']) {
-    rmSync(`${path}.damaged${suffix}`, { force: true });
     if (existsSync(`${path}${suffix}`)) renameSync(`${path}${suffix}`, `${path}.damaged${suffix}`);
   }
   rmSync(`${path}-shm`, { force: true });
@@ -246,16 +245,14 @@ function copyDatabase(from: string, to: string): { rows: number; incomplete: str
   let rows = 0;
   try {
     target.exec('PRAGMA foreign_keys=OFF; BEGIN');
-    const schema = source
-      .prepare("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")
-      .all();
-    for (const { name, sql } of schema.filter(({ type }) => type === 'table')) {
+    const list = "SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' AND type = ?";
+    for (const { name, sql } of source.prepare(list).all('table')) {
       target.exec(String(sql));
       const copied = copyTable(source, target, String(name));
       rows += copied.rows;
       if (!copied.whole) incomplete.push(String(name));
     }
-    for (const { sql } of schema.filter(({ type }) => type === 'index')) target.exec(String(sql));
+    for (const { sql } of source.prepare(list).all('index')) target.exec(String(sql));
     for (;;) {
       const orphans = target.prepare('PRAGMA foreign_key_check').all();
       if (orphans.length === 0) break;
@@ -282,17 +279,15 @@ function copyTable(
 ): { rows: number; whole: boolean } {
   let rows = 0;
   let whole = true;
+  const columns = source.prepare(`SELECT * FROM "${name}"`).columns();
+  const insert = target.prepare(`INSERT OR IGNORE INTO "${name}" VALUES (${columns.map(() => '?')})`);
   for (const order of ['ASC', 'DESC']) {
     try {
       const read = source.prepare(`SELECT * FROM "${name}" NOT INDEXED ORDER BY rowid ${order}`);
       read.setReadBigInts(true);
       for (const row of read.iterate()) {
-        const values = Object.values(row);
-        const insert = target.prepare(
-          `INSERT OR IGNORE INTO "${name}" VALUES (${values.map(() => '?').join(', ')})`,
-        );
         try {
-          const { changes } = insert.run(...values);
+          const { changes } = insert.run(...Object.values(row));
           if (changes === 0 && order === 'ASC') whole = false;
           rows += Number(changes);
         } catch {

@@ -19,6 +19,7 @@ import {
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import type { ImagesOptions } from '../../../images/service.ts';
 import { openStore } from '../../../images/store/store.ts';
 import { makeVerifier } from '../../../images/store/verify.ts';
 import { makeUnpackPool } from '../../../images/unpack/pool.ts';
@@ -76,11 +77,11 @@ function capability(bit = 13): Buffer {
 const image = buildImage({ layers: [{ files: everything }, { files: [{ path: 'other', content: 'x' }] }] });
 const [rich, plain] = image.layers;
 
-async function pulled(t: TestContext) {
+async function pulled(t: TestContext, options: Partial<ImagesOptions> = {}) {
   const registry = await startFakeRegistry(t);
   registry.image('1', image);
   const name = `${registry.host}/a:1`;
-  const store = await openImages(t);
+  const store = await openImages(t, options);
   await store.images.pullImage({ image: name });
   const layers = (await store.images.forContainer(name)).layers;
   return { ...store, registry, name, layer: layers[1]!, layers };
@@ -234,13 +235,16 @@ test('every kind of damage is found and named, and only in the layer that has it
 test('without a repair nothing changes; with one a damaged layer is pulled again, and only that', {
   skip,
 }, async (t) => {
-  const { images, layers, registry, name, folder, close } = await pulled(t);
+  let lost = 0;
+  const { images, layers, registry, name, folder, close } = await pulled(t, { onImageLost: () => lost++ });
   images.lease(image.id, 'container');
   flip(join(layers[1]!, 'usr/bin/tool'), 1);
   await images.verifyImages();
   assert.deepEqual((await images.forContainer(name)).layers, layers);
 
+  assert.equal(lost, 0);
   assert.deepEqual(states(await images.verifyImages({ repair: true })), ['damaged', 'good']);
+  assert.equal(lost, 1);
   assert.equal(await images.imageStatus({ image: name }), undefined);
   await assert.rejects(images.forContainer(image.id), { code: 'IMAGE_NOT_PRESENT' });
   assert.deepEqual(await images.listImages(), []);
