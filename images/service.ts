@@ -95,7 +95,7 @@ export interface ImagesOptions {
   readonly limits?: UnpackLimits;
   /** Called when an image has become not present because a layer was found to be damaged: an archive may have it. */
   readonly onImageLost?: () => void;
-  /** Called when a pull fails for want of space. */
+  /** Called when a pull or an import fails for want of space. */
   readonly onStorageFull?: () => void;
   /** Default: this machine's. Another one than the last run's says that the machine has been restarted. */
   readonly bootId?: string;
@@ -158,6 +158,10 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       archiving.delete(run);
     }
   };
+  const noticed = (error: unknown): unknown => {
+    if (isError(error, 'STORAGE_FULL')) options.onStorageFull?.();
+    return error;
+  };
   /** Those of layers that are gone, when the caller has removed what he wants to. */
   const collectBlobs = async () => {
     await null;
@@ -208,8 +212,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       try {
         return await pulls.join(run, (shared) => pull(pullOptions, reference, auths, tell, shared), mine);
       } catch (error) {
-        if (isError(error, 'STORAGE_FULL')) options.onStorageFull?.();
-        throw error;
+        throw noticed(error);
       } finally {
         if (onProgress !== undefined) heard.delete(onProgress);
         if (heard.size === 0 && progress.get(run) === heard) progress.delete(run);
@@ -227,7 +230,10 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
         ...request,
         signal: untilClosed(signal),
       });
-      return (await archive(run)).flatMap((id) => store.findImage(id) ?? []).map(describe);
+      const ids = await archive(run).catch((error: unknown) => {
+        throw noticed(error);
+      });
+      return ids.flatMap((id) => store.findImage(id) ?? []).map(describe);
     },
     async exportImages(images, path, { format, signal }) {
       const { exportArchive, layersOf } = await import('./archive/export.ts');

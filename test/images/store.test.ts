@@ -185,9 +185,17 @@ test('a layer whose row cannot be written leaves nothing', { skip }, async (t) =
       throw Object.assign(new Error('database or disk is full'), { code: 'ERR_SQLITE_ERROR', errcode: 13 });
     },
   };
-  const images = await makeImages({ db, stateDir: folder, log: makeLogger('silent'), clock: systemClock });
+  let told = 0;
+  const images = await makeImages({
+    db,
+    stateDir: folder,
+    log: makeLogger('silent'),
+    clock: systemClock,
+    onStorageFull: () => told++,
+  });
   t.after(async () => real.close());
   await assert.rejects(images.pullImage({ image: `${registry.host}/a:1` }), { code: 'STORAGE_FULL' });
+  assert.equal(told, 1);
   await images.close();
   assert.deepEqual(onDisk(folder), { layers: [], staging: [] });
 });
