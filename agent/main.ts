@@ -29,6 +29,7 @@ import { type Handlers, imageVerbs } from './control/images.ts';
 import { socketName } from './control/protocol.ts';
 import { startControl } from './control/server.ts';
 import { type ImageAccess, makeImageAccess } from './images/access.ts';
+import { type ImageGc, startImageGc } from './images/gc.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { processMetrics } from './metrics/process.ts';
 import { countPulls } from './metrics/pulls.ts';
@@ -117,6 +118,7 @@ async function assemble(
     const db = await openState(config, log, clock);
     after(() => db.close());
     let access: ImageAccess | undefined;
+    let imageGc: ImageGc | undefined;
     /** What the node itself has for an image: for pulls of the command line, and for mirrors. */
     const nodeAuths = async (image: string, signal: AbortSignal) => {
       const found = await access?.credentials(image, nobody, signal);
@@ -124,6 +126,7 @@ async function assemble(
     };
     const imageRoom = await makeImages({
       ...imagesOptions(config, db, log, clock),
+      onStorageFull: () => imageGc?.spaceRanOut(),
       mirrorAuths: (host) => nodeAuths(`${host}/any`, ending.signal),
     });
     const pulls = countPulls(imageRoom, clock);
@@ -265,6 +268,22 @@ async function assemble(
       clock,
     });
     after(() => pods.close());
+    imageGc = startImageGc({
+      images,
+      pods: () => pods.pods(),
+      disk: async () => (await facts.read()).imagefs,
+      thresholds: {
+        highPercent: config.imageGCHighThresholdPercent,
+        lowPercent: config.imageGCLowThresholdPercent,
+        minimumAgeMs: config.imageMinimumGCAge,
+        maximumAgeMs: config.imageMaximumGCAge,
+      },
+      nodeName,
+      events,
+      clock,
+      log: log.child({ room: 'images' }),
+    });
+    after(() => imageGc?.close());
     if (config.staticPodPath !== undefined) {
       const manifests = watchManifests({
         folder: config.staticPodPath,
@@ -371,7 +390,10 @@ async function openState({ keelson }: AgentConfig, log: Logger, clock: Clock): P
   const patience = clock.monotonic() + commandMs;
   for (let told = false; ; told = true) {
     try {
-      return openDatabase(path); // Tries for a second.
+      return openDatabase(path, {
+        onSalvage: (salvage) =>
+          log.error(salvage, 'the database was damaged: a new one has what could be read of it'),
+      }); // Tries for a second.
     } catch (error) {
       if (!isError(error, 'DATABASE_LOCKED') || clock.monotonic() > patience) throw error;
       if (await agentListens(join(keelson.runDir, socketName))) throw error;

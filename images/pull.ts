@@ -82,6 +82,7 @@ export async function pull(
       throw error;
     }
     store.commitImage({ id, config: configBytes, manifest: bytes, diffIds }, names, found.digests);
+    await store.settled();
   } finally {
     release();
   }

@@ -1,9 +1,16 @@
 /** The images of the node: what the runtime and the agent see of this room. */
 import { createHash } from 'node:crypto';
-import type { AuthConfig, Image, ImageArchives, ImageService, PullProgress } from '../runtime/api.ts';
+import type {
+  AuthConfig,
+  Image,
+  ImageArchives,
+  ImageCollector,
+  ImageService,
+  PullProgress,
+} from '../runtime/api.ts';
 import type { Clock } from '../runtime/host/clock.ts';
 import type { Database } from '../runtime/host/database.ts';
-import { KeelsonError } from '../runtime/host/errors.ts';
+import { isError, KeelsonError } from '../runtime/host/errors.ts';
 import type { Logger } from '../runtime/host/log.ts';
 import { type ImageConfig, imageUser, parseImageConfig } from './config.ts';
 import { makeLayers } from './fetch/layers.ts';
@@ -20,6 +27,7 @@ import { proxyRules } from './registry/proxy.ts';
 import { sharedWork } from './shared.ts';
 import { openBlobs } from './store/blobs.ts';
 import { openStore, type StoredImage } from './store/store.ts';
+import { makeVerifier } from './store/verify.ts';
 import { defaultLimits, makeUnpackPool } from './unpack/pool.ts';
 import type { UnpackLimits } from './unpack/protocol.ts';
 
@@ -35,7 +43,10 @@ export interface ImageForContainer {
   readonly digestRef: string;
 }
 
-export interface EmbeddedImages extends ImageService, Pick<ImageArchives, 'exportImages'> {
+export interface EmbeddedImages
+  extends ImageService,
+    ImageCollector,
+    Pick<ImageArchives, 'exportImages' | 'verifyImages'> {
   /** `gently`: one layer after the other, for imports that nobody waits for. */
   importImages(
     path: string,
@@ -82,6 +93,12 @@ export interface ImagesOptions {
   readonly environment?: Readonly<Record<string, string | undefined>>;
   /** Of one layer. Default: a million entries and 64 GiB. */
   readonly limits?: UnpackLimits;
+  /** Called when an image has become not present because a layer was found to be damaged: an archive may have it. */
+  readonly onImageLost?: () => void;
+  /** Called when a pull or an import fails for want of space. */
+  readonly onStorageFull?: () => void;
+  /** Default: this machine's. Another one than the last run's says that the machine has been restarted. */
+  readonly bootId?: string;
 }
 
 const defaultRegistryFolders = ['/etc/keelson/certs.d', '/etc/containerd/certs.d'];
@@ -89,14 +106,12 @@ const defaultRegistryFolders = ['/etc/keelson/certs.d', '/etc/containerd/certs.d
 /** Opens the image store below `stateDir` and removes what a crash left half-made. */
 export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages> {
   const { db, stateDir, log, clock } = options;
-  const store = await openStore(db, stateDir, log);
+  const store = await openStore(db, stateDir, log, { clock, bootId: options.bootId });
   const unpack = makeUnpackPool({ clock, limits: options.limits });
   const clients = makeClients(proxyRules(options.environment ?? process.env).proxyFor);
   const policy = { ...defaultPolicy, ...options.fetchPolicy };
-  const [blobs, partials] = await Promise.all([
-    openBlobs(db, stateDir, log),
-    openPartials({ stateDir, policy, clock, log }),
-  ]);
+  const blobs = await openBlobs(db, stateDir, log);
+  const partials = await openPartials({ stateDir, policy, clock, log });
   await blobs.sweep();
   const layers = makeLayers({
     store,
@@ -131,7 +146,9 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
   const progress = new Map<string, Set<(progress: PullProgress) => void>>();
   const listeners = new Set<(progress: PullProgress) => void>();
   const closing = new AbortController();
-  /** Imports and exports, which are seldom: their code is loaded for each. */
+  const verifier = makeVerifier({ store, unpack, log, blobs, onLost: options.onImageLost });
+  void verifier.verifyStart(closing.signal);
+  /** Imports and exports, which are seldom (their code is loaded for each), and removals of blobs. */
   const archiving = new Set<Promise<unknown>>();
   const archive = async <T>(run: Promise<T>): Promise<T> => {
     archiving.add(run);
@@ -140,6 +157,16 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     } finally {
       archiving.delete(run);
     }
+  };
+  const noticed = (error: unknown): unknown => {
+    if (isError(error, 'STORAGE_FULL')) options.onStorageFull?.();
+    return error;
+  };
+  /** Those of layers that are gone, when the caller has removed what he wants to. */
+  const collectBlobs = async () => {
+    await null;
+    const needed = blobs.list().filter(({ diffId }) => store.layerFiles(diffId) !== undefined);
+    await blobs.collect(new Set(needed.map(({ digest }) => digest)), store.isHeld);
   };
   const untilClosed = (signal?: AbortSignal) =>
     signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]);
@@ -184,6 +211,8 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       const mine = untilClosed(signal);
       try {
         return await pulls.join(run, (shared) => pull(pullOptions, reference, auths, tell, shared), mine);
+      } catch (error) {
+        throw noticed(error);
       } finally {
         if (onProgress !== undefined) heard.delete(onProgress);
         if (heard.size === 0 && progress.get(run) === heard) progress.delete(run);
@@ -201,7 +230,10 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
         ...request,
         signal: untilClosed(signal),
       });
-      return (await archive(run)).flatMap((id) => store.findImage(id) ?? []).map(describe);
+      const ids = await archive(run).catch((error: unknown) => {
+        throw noticed(error);
+      });
+      return ids.flatMap((id) => store.findImage(id) ?? []).map(describe);
     },
     async exportImages(images, path, { format, signal }) {
       const { exportArchive, layersOf } = await import('./archive/export.ts');
@@ -225,6 +257,21 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
         digestRef: repoDigests[0] ?? id,
       };
     },
+    verifyImages: ({ signal, ...rest } = {}) =>
+      verifier.verifyImages({ ...rest, signal: untilClosed(signal) }),
+    imageUse(wanted) {
+      const names = new Set(wanted.flatMap(nameOf));
+      return store.imageUse().map(({ names: own, leased, ...use }) => ({
+        ...use,
+        inUse: leased || names.has(use.id) || own.some((name) => names.has(name)),
+      }));
+    },
+    collectImage: store.collectImage,
+    collectLayers(unneededForMs) {
+      const bytes = store.collectLayers(unneededForMs);
+      archive(collectBlobs()).catch((err: unknown) => log.warn({ err }, 'cannot remove kept blobs'));
+      return bytes;
+    },
     lease: store.lease,
     release: store.release,
     events(listener) {
@@ -235,10 +282,19 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     async close() {
       closing.abort(new KeelsonError('ABORTED', 'the image store is closing'));
       await Promise.all([unpack.close(), clients.close()]);
-      await Promise.all([pulls.idle(), layers.idle(), Promise.allSettled(archiving)]);
+      await Promise.all([pulls.idle(), layers.idle(), verifier.idle(), Promise.allSettled(archiving)]);
       await store.close();
     },
   };
+}
+
+/** As the store knows it; nothing for what is no reference. */
+function nameOf(image: string): string[] {
+  try {
+    return [imageIdOf(image) ?? formatReference(parseReference(image))];
+  } catch {
+    return [];
+  }
 }
 
 function fingerprint(auths: readonly AuthConfig[]): string {

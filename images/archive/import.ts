@@ -51,11 +51,13 @@ export async function importArchive(
       for (const { id, config, manifest, diffIds, names, digests } of images) {
         store.commitImage({ id, config, manifest, diffIds }, names, digests, request.pin);
       }
+      await store.settled();
       release();
     } catch (error) {
       release();
       // Of the layers that were on their way one may still have been completed.
-      void options.layers.idle().then(() => store.collectLayers());
+      const diffIds = images.flatMap((image) => image.diffIds);
+      void options.layers.idle().then(() => store.collectLayersOf(diffIds));
       throw error;
     }
     for (const { id, names } of images) log.info({ archive: path, id, names }, 'image imported');

@@ -53,6 +53,8 @@ export type ImageFolderEvent =
 export interface ImageFolder {
   /** Resolves when what was there at the start, and is complete, has been imported or refused. */
   readonly ready: Promise<void>;
+  /** Looks again: an image that came from an archive may have gone. */
+  look(): void;
   /** Cancels what runs. */
   close(): Promise<void>;
 }
@@ -205,6 +207,7 @@ export function watchImageFolder(options: ImageFolderOptions): ImageFolder {
 
   return {
     ready: scan(),
+    look: () => poke(0),
     async close() {
       closing.abort();
       cancelTimer?.();

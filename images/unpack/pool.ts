@@ -60,6 +60,8 @@ type Kind = 'decode' | 'create' | 'write';
 
 interface Thread {
   readonly worker: Worker;
+  /** Ends it, once it is loaded: a native library that is stopped while it loads takes the whole process with it. */
+  readonly end: () => Promise<void>;
   readonly kind: Kind;
   readonly jobs: Map<number, (message: FromThread | { type: 'gone'; reason: string }) => void>;
   cancelIdle: () => void;
@@ -88,7 +90,15 @@ export function makeUnpackPool(options: UnpackPoolOptions): UnpackPool {
       trackUnmanagedFds: false,
       resourceLimits: { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 256 },
     });
-    const thread: Thread = { worker, kind, jobs: new Map(), cancelIdle: () => {} };
+    const loaded = new Promise<void>((resolve) => {
+      worker.once('message', () => resolve());
+      worker.once('exit', () => resolve());
+    });
+    const end = async () => {
+      await loaded;
+      await worker.terminate();
+    };
+    const thread: Thread = { worker, end, kind, jobs: new Map(), cancelIdle: () => {} };
     threads.add(thread);
     worker.on('message', (message: FromThread) => thread.jobs.get(message.id)?.(message));
     let reason = 'it ended';
@@ -109,7 +119,7 @@ export function makeUnpackPool(options: UnpackPoolOptions): UnpackPool {
     if (thread.jobs.size > 0 || !threads.has(thread)) return;
     thread.cancelIdle = clock.after(idleMs, () => {
       threads.delete(thread);
-      void thread.worker.terminate();
+      void thread.end();
     });
   };
   const leastBusy = (kind: Kind, compressedSize: number): Thread => {
@@ -167,10 +177,10 @@ export function makeUnpackPool(options: UnpackPoolOptions): UnpackPool {
     async close() {
       closed = true;
       await Promise.all(
-        [...threads].map(async ({ worker, cancelIdle }) => {
+        [...threads].map(async ({ worker, end, cancelIdle }) => {
           cancelIdle();
           const exited = once(worker, 'exit');
-          await worker.terminate();
+          await end();
           await exited;
         }),
       );

@@ -159,13 +159,21 @@ export function setXattr(path: SyscallPath, name: string, value: Buffer): void {
   check(c.lsetxattr(terminated(path), name, value, value.length, 0), `set ${name} on ${path}`);
 }
 
+const xattrValue = Buffer.alloc(65536);
+
 /** lgetxattr(2): the value, or undefined where the attribute (or the file system's support) is absent. */
-export function getXattr(path: string, name: string): Buffer | undefined {
-  const value = Buffer.alloc(65536);
-  const size = Number(c.lgetxattr(path, name, value, value.length));
-  if (size >= 0) return Buffer.from(value.subarray(0, size));
+export function getXattr(path: SyscallPath, name: string): Buffer | undefined {
+  const value = readXattr(path, name);
+  return value === 'unsupported' ? undefined : value;
+}
+
+/** lgetxattr(2) that tells a file system without such attributes from a file without this one. */
+export function readXattr(path: SyscallPath, name: string): Buffer | undefined | 'unsupported' {
+  const size = Number(c.lgetxattr(terminated(path), name, xattrValue, xattrValue.length));
+  if (size >= 0) return Buffer.from(xattrValue.subarray(0, size));
   const errno = errorNames.get(koffi.errno());
-  if (errno === 'ENODATA' || errno === 'ENOTSUP' || errno === 'EOPNOTSUPP') return undefined;
+  if (errno === 'ENODATA') return undefined;
+  if (errno === 'ENOTSUP' || errno === 'EOPNOTSUPP') return 'unsupported';
   throw new KeelsonError('SYSCALL_FAILED', `get ${name} of ${path}: ${errno}`, { details: { errno } });
 }
 

@@ -164,6 +164,10 @@ export function fakeImages(
     importImages: unused,
     exportImages: unused,
     imageFsInfo: unused,
+    verifyImages: unused,
+    imageUse: () => [],
+    collectImage: () => false,
+    collectLayers: () => 0,
     events: () => () => {},
     fetchMetrics: () => {
       throw new KeelsonError('UNIMPLEMENTED', 'not a part of this test');
