@@ -1,8 +1,9 @@
 /** Puts the node together: the only place that knows every room. Data flows from the sources to the workers. */
 import { flushCompileCache } from 'node:module';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { makeCni } from '../cni/network.ts';
 import { type ImagesOptions, makeImages } from '../images/service.ts';
+import { makeUnpackPool } from '../images/unpack/pool.ts';
 import { loadModules, serveCri } from '../runtime/cri/serve.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
 import { type Clock, sleep, systemClock } from '../runtime/host/clock.ts';
@@ -23,16 +24,19 @@ import { makeObjectCache } from './apiserver/objects.ts';
 import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
+import { accessConfig, podsConfig } from './config/rooms.ts';
 import { agentListens } from './control/client.ts';
 import { type Handlers, imageVerbs } from './control/images.ts';
 import { socketName } from './control/protocol.ts';
 import { startControl } from './control/server.ts';
+import { type ImageAccess, makeImageAccess } from './images/access.ts';
+import { type ImageGc, startImageGc } from './images/gc.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { processMetrics } from './metrics/process.ts';
 import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
-import { makePodManager, type PodsConfig } from './pods/manager.ts';
+import { makePodManager } from './pods/manager.ts';
 import { kubernetesVersion, version } from './version.ts';
 import { makeVolumes } from './volumes/manager.ts';
 
@@ -43,6 +47,8 @@ export interface AgentOptions {
   /** Over the configuration's. */
   readonly nodeName: string | undefined;
   readonly nodeIp: string | undefined;
+  readonly imageCredentialProviderConfig: string | undefined;
+  readonly imageCredentialProviderBinDir: string | undefined;
   /** Only the runtime and its CRI socket, for the kubelet of others: no pods of its own, no apiserver. */
   readonly runtimeOnly?: boolean;
 }
@@ -50,18 +56,26 @@ export interface AgentOptions {
 /** A command that works on the images where no agent runs is waited for so long. */
 const commandMs = 60_000;
 
+/** No pod: nobody's secrets and service account. */
+const nobody = { namespace: '', name: '', uid: '', serviceAccount: '', pullSecrets: [] } as const;
+
 /** After a start or a change of containers, when memory that only they needed is given back. */
 const calmMs = 10_000;
 
 /** Loads what is otherwise loaded when it is first needed. */
-export async function loadRest(): Promise<void> {
+export async function warmRest(): Promise<void> {
   await loadModules();
 }
 
 /** Runs the node until SIGTERM or SIGINT; containers go on without it. Resolves when it has started. */
 export async function startAgent(options: AgentOptions): Promise<void> {
   const config = await loadConfig(options.configFile, {
-    keelson: { hostnameOverride: options.nodeName, nodeIP: options.nodeIp },
+    keelson: {
+      hostnameOverride: options.nodeName,
+      nodeIP: options.nodeIp,
+      imageCredentialProviderConfig: absolutePath(options.imageCredentialProviderConfig),
+      imageCredentialProviderBinDir: absolutePath(options.imageCredentialProviderBinDir),
+    },
   });
   const clock = systemClock;
   const log = makeLogger(config.logLevel);
@@ -92,9 +106,11 @@ async function assemble(
   // Under a stricter one other users could read neither the pods' logs nor their resolv.conf.
   process.umask(0o022);
   const opened: (() => Promise<void> | void)[] = [];
+  const ending = new AbortController();
   /** `after` closes what was opened last first. */
   const after = (close: () => Promise<void> | void) => opened.push(close);
   const closeAll = async () => {
+    ending.abort(new KeelsonError('ABORTED', 'the agent is stopping'));
     for (const close of opened.reverse()) {
       try {
         await close();
@@ -109,13 +125,25 @@ async function assemble(
     await Promise.all(folders.map((folder) => ensureFolder(folder)));
     const db = await openState(config, log, clock);
     after(() => db.close());
-    const pulls = countPulls(await makeImages(imagesOptions(config, db, log, clock)), clock);
+    let access: ImageAccess | undefined;
+    let imageGc: ImageGc | undefined;
+    /** What the node itself has for an image: for pulls of the command line, and for mirrors. */
+    const nodeAuths = async (image: string, signal: AbortSignal) => {
+      const found = await access?.credentials(image, nobody, signal);
+      return found?.credentials.map(({ auth }) => auth) ?? [];
+    };
+    const imageRoom = await makeImages({
+      ...imagesOptions(config, db, log, clock),
+      onStorageFull: () => imageGc?.spaceRanOut(),
+      mirrorAuths: (host) => nodeAuths(`${host}/any`, ending.signal),
+    });
+    const pulls = countPulls(imageRoom, clock);
     const { images } = pulls;
     after(() => images.close());
     // From here on: images can be listed and pulled while the rest starts.
     const control = await startControl({
       runDir: keelson.runDir,
-      handlers: imageVerbs({ images }),
+      handlers: imageVerbs({ images, authsFor: nodeAuths }),
       log: log.child({ room: 'control' }),
       clock,
     });
@@ -216,6 +244,17 @@ async function assemble(
     });
     after(() => objects.close());
 
+    const imageAccess = await makeImageAccess({
+      images,
+      objects,
+      client,
+      clock,
+      log: log.child({ room: 'pods' }),
+      ...accessConfig(config),
+    });
+    access = imageAccess;
+    after(() => imageAccess.close());
+
     const firstFacts = await facts.read();
     const allocatable = () => node?.current()?.status?.allocatable ?? {};
     const volumes = makeVolumes({
@@ -232,6 +271,7 @@ async function assemble(
     const pods = makePodManager({
       runtime,
       images,
+      imageAccess,
       volumes,
       cgroups: cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups,
       client,
@@ -252,6 +292,22 @@ async function assemble(
       clock,
     });
     after(() => pods.close());
+    imageGc = startImageGc({
+      images,
+      pods: () => pods.pods(),
+      disk: async () => (await facts.read()).imagefs,
+      thresholds: {
+        highPercent: config.imageGCHighThresholdPercent,
+        lowPercent: config.imageGCLowThresholdPercent,
+        minimumAgeMs: config.imageMinimumGCAge,
+        maximumAgeMs: config.imageMaximumGCAge,
+      },
+      nodeName,
+      events,
+      clock,
+      log: log.child({ room: 'images' }),
+    });
+    after(() => imageGc?.close());
     if (config.staticPodPath !== undefined) {
       const manifests = watchManifests({
         folder: config.staticPodPath,
@@ -322,7 +378,20 @@ async function assemble(
       });
       after(() => healthz.close());
     }
+    const archives = once(async () => {
+      const { watchImageFolder } = await import('../images/archive/watch.ts');
+      const watched = watchImageFolder({
+        folder: keelson.imagesDir ?? join(keelson.stateDir, 'images'),
+        db,
+        images,
+        log: log.child({ room: 'images' }),
+        clock,
+        onEvent: calm.stir,
+      });
+      after(() => watched.close());
+    });
     const calm = whenCalm(clock, calmMs, () => {
+      archives().catch((error: unknown) => log.error({ err: error }, 'image archives are not looked for'));
       flushCompileCache(); // A killed process would not leave it to the next one.
       giveMemoryBack().catch((error: unknown) => log.warn({ err: error }, 'cannot give memory back'));
     });
@@ -345,7 +414,10 @@ async function openState({ keelson }: AgentConfig, log: Logger, clock: Clock): P
   const patience = clock.monotonic() + commandMs;
   for (let told = false; ; told = true) {
     try {
-      return openDatabase(path); // Tries for a second.
+      return openDatabase(path, {
+        onSalvage: (salvage) =>
+          log.error(salvage, 'the database was damaged: a new one has what could be read of it'),
+      }); // Tries for a second.
     } catch (error) {
       if (!isError(error, 'DATABASE_LOCKED') || clock.monotonic() > patience) throw error;
       if (await agentListens(join(keelson.runDir, socketName))) throw error;
@@ -372,6 +444,8 @@ function imagesOptions(config: AgentConfig, db: Database, log: Logger, clock: Cl
       stallMs: keelson.downloadStallTimeout,
     },
     insecureRegistries: keelson.insecureRegistries,
+    registryFolders: keelson.registryFolders,
+    registryMirrorsOnly: keelson.registryMirrorsOnly,
   };
 }
 
@@ -399,6 +473,13 @@ export async function openImageVerbs(
   }
 }
 
+/** Starts an unpack thread for a moment, so that its compiled code is kept as well as ours. */
+export async function warmThreads(): Promise<void> {
+  const pool = makeUnpackPool({ clock: systemClock });
+  await pool.warm();
+  await pool.close();
+}
+
 /** Calls `act` each time when nothing has stirred for `ms`; it begins stirred. */
 function whenCalm(clock: Clock, ms: number, act: () => void): { stir(): void; close(): void } {
   let cancel = clock.after(ms, act);
@@ -411,27 +492,16 @@ function whenCalm(clock: Clock, ms: number, act: () => void): { stir(): void; cl
   };
 }
 
-/** The part of the configuration that is about pods, in the words of their room. */
-function podsConfig(config: AgentConfig): PodsConfig {
-  const { keelson } = config;
-  return {
-    kubeletDir: keelson.kubeletDir,
-    podLogsDir: config.podLogsDir,
-    containerLogsDir: keelson.containerLogsDir,
-    clusterDns: config.clusterDNS ?? [],
-    clusterDomain: config.clusterDomain ?? '',
-    resolvConf: config.resolvConf,
-    cgroup: {
-      driver: config.cgroupDriver,
-      root: config.cgroupRoot ?? '/',
-      cpuCfsQuota: config.cpuCFSQuota,
-      cpuCfsPeriodUs: config.cpuCFSQuotaPeriod * 1000,
-      podPidsLimit: config.podPidsLimit > 0 ? config.podPidsLimit : undefined,
-    },
-    security: {
-      seccompRoot: join(keelson.kubeletDir, 'seccomp'),
-      seccompDefault: config.seccompDefault,
-    },
-    maxContainerRestartPeriodMs: config.crashLoopBackOff.maxContainerRestartPeriod,
+/** `act` at the first call only. */
+function once(act: () => Promise<void>): () => Promise<void> {
+  let run: Promise<void> | undefined;
+  return () => {
+    run ??= act();
+    return run;
   };
+}
+
+/** A path of the command line, which may be relative. */
+function absolutePath(path: string | undefined): string | undefined {
+  return path && resolve(path);
 }

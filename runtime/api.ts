@@ -552,7 +552,7 @@ export interface LayerReport {
   /** Names or ids of the images that have it. */
   readonly images: readonly string[];
   readonly state: 'good' | 'damaged' | 'repaired';
-  /** What is wrong, for a layer that is or was damaged. */
+  /** What is wrong, for a layer that is or was damaged; for a good one empty, or why it could not be checked fully. */
   readonly message: string;
 }
 
@@ -579,4 +579,26 @@ export interface ImageArchives {
     signal?: AbortSignal;
     onLayer?: (report: LayerReport) => void;
   }): Promise<readonly LayerReport[]>;
+}
+
+/** What garbage collection wants to know of an image. */
+export interface ImageUse {
+  readonly id: string;
+  readonly pinned: boolean;
+  /** A container has it, or it is wanted. */
+  readonly inUse: boolean;
+  /** When it was pulled, or a container that has it was made or removed last. Unix milliseconds; survives restarts. */
+  readonly lastUsedAt: number;
+  /** Each once, with the bytes that go with it: 0 while a pull needs it too. */
+  readonly layers: readonly { readonly diffId: string; readonly size: number }[];
+}
+
+/** What the CRI lacks for garbage collection. Synchronous: nothing comes between a look and a removal. */
+export interface ImageCollector {
+  /** Every image on disk. Those that `wanted` (references or ids, valid or not) means are in use. */
+  imageUse(wanted: readonly string[]): readonly ImageUse[];
+  /** Removes an image and the layers that only it has; false, and nothing, while a container has it or it is pinned. */
+  collectImage(id: string): boolean;
+  /** Removes layers that have been without an image for so many milliseconds, and that no pull needs. Returns bytes. */
+  collectLayers(unneededForMs: number): number;
 }

@@ -87,7 +87,10 @@ export async function recover(
         unpin(folders.sandbox(id));
       }),
     ),
-    ...data.filter(unknown(state.containers)).map((id) => removeTree(folders.container(id).data)),
+    ...data.filter(unknown(state.containers)).map((id) => {
+      context.images.release(id);
+      return removeTree(folders.container(id).data);
+    }),
     sweepRuntimeState(context, handlers, attempt),
     sweepFiles(context),
   ]);

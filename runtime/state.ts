@@ -97,27 +97,47 @@ function containerChanging(record: ContainerRecord): string {
   return JSON.stringify(changing);
 }
 
+/** What the columns hold is what the functions above have written; undefined where it is not even JSON. */
+function parseRow(row: Record<string, unknown>) {
+  try {
+    return { ...JSON.parse(String(row['fixed'])), ...JSON.parse(String(row['changing'])) };
+  } catch {
+    return undefined;
+  }
+}
+
 /** Opens the tables in `db` and reads them. */
 export function openState(db: Database): State {
   db.migrate('runtime', steps);
   const sandboxes = new Map<string, SandboxRecord>();
   const containers = new Map<string, ContainerRecord>();
+  // A row that the disk has damaged is no row: what it was about is swept like all that no row names.
   for (const row of db.statement('SELECT id, fixed, changing FROM sandboxes').all()) {
-    const fixed = JSON.parse(String(row['fixed']));
-    const changing = JSON.parse(String(row['changing']));
-    sandboxes.set(String(row['id']), { init: undefined, ...fixed, ...changing, id: String(row['id']) });
+    const id = String(row['id']);
+    const parsed = parseRow(row);
+    if (parsed !== undefined) sandboxes.set(id, { init: undefined, ...parsed, id });
+    else {
+      db.transaction(() => {
+        db.statement('DELETE FROM containers WHERE sandbox = ?').run(id);
+        db.statement('DELETE FROM sandboxes WHERE id = ?').run(id);
+      });
+    }
   }
   for (const row of db.statement('SELECT id, sandbox, fixed, changing FROM containers').all()) {
-    const fixed = JSON.parse(String(row['fixed']));
-    const changing = JSON.parse(String(row['changing']));
-    containers.set(String(row['id']), {
+    const id = String(row['id']);
+    const parsed = parseRow(row);
+    if (parsed === undefined) {
+      db.statement('DELETE FROM containers WHERE id = ?').run(id);
+      continue;
+    }
+    const sandboxId = String(row['sandbox']);
+    containers.set(id, {
       init: undefined,
       monitor: undefined,
       user: undefined,
-      ...fixed,
-      ...changing,
-      id: String(row['id']),
-      sandboxId: String(row['sandbox']),
+      ...parsed,
+      id,
+      sandboxId,
     });
   }
   return {

@@ -26,6 +26,7 @@ const c = {
   chroot: libc.func('int chroot(const char *path)'),
   fchdir: libc.func('int fchdir(int fd)'),
   flock: libc.func('int flock(int fd, int operation)'),
+  fcntl: libc.func('int fcntl(int fd, int command, long argument)'),
   utimensat: libc.func('int utimensat(int dirfd, const char *path, uintptr_t times, int flags)'),
   futimens: libc.func('int futimens(int fd, uintptr_t times)'),
   fsetxattr: libc.func('int fsetxattr(int fd, const char *name, const void *value, size_t size, int flags)'),
@@ -158,13 +159,21 @@ export function setXattr(path: SyscallPath, name: string, value: Buffer): void {
   check(c.lsetxattr(terminated(path), name, value, value.length, 0), `set ${name} on ${path}`);
 }
 
+const xattrValue = Buffer.alloc(65536);
+
 /** lgetxattr(2): the value, or undefined where the attribute (or the file system's support) is absent. */
-export function getXattr(path: string, name: string): Buffer | undefined {
-  const value = Buffer.alloc(65536);
-  const size = Number(c.lgetxattr(path, name, value, value.length));
-  if (size >= 0) return Buffer.from(value.subarray(0, size));
+export function getXattr(path: SyscallPath, name: string): Buffer | undefined {
+  const value = readXattr(path, name);
+  return value === 'unsupported' ? undefined : value;
+}
+
+/** lgetxattr(2) that tells a file system without such attributes from a file without this one. */
+export function readXattr(path: SyscallPath, name: string): Buffer | undefined | 'unsupported' {
+  const size = Number(c.lgetxattr(terminated(path), name, xattrValue, xattrValue.length));
+  if (size >= 0) return Buffer.from(xattrValue.subarray(0, size));
   const errno = errorNames.get(koffi.errno());
-  if (errno === 'ENODATA' || errno === 'ENOTSUP' || errno === 'EOPNOTSUPP') return undefined;
+  if (errno === 'ENODATA') return undefined;
+  if (errno === 'ENOTSUP' || errno === 'EOPNOTSUPP') return 'unsupported';
   throw new KeelsonError('SYSCALL_FAILED', `get ${name} of ${path}: ${errno}`, { details: { errno } });
 }
 
@@ -197,6 +206,24 @@ export function tryLock(fd: number): boolean {
   const name = errorNames.get(koffi.errno());
   if (name === 'EWOULDBLOCK' || name === 'EAGAIN') return false;
   throw new KeelsonError('SYSCALL_FAILED', `flock: ${name}`, { details: { errno: name } });
+}
+
+/**
+ * Whether some process has the file of `fd` (opened for reading only) open for writing: it would be in the way of a read
+ * lease, fcntl(2), which is given back at once. False where the file system knows no leases.
+ */
+export function hasWriter(fd: number): boolean {
+  const F_SETSIG = 10;
+  const F_SETLEASE = 1024;
+  const [F_RDLCK, F_UNLCK] = [0, 2];
+  const SIGURG = 23;
+  // A process that comes to write in between makes the kernel send us a signal, of which the usual one would end us.
+  if (c.fcntl(fd, F_SETSIG, SIGURG) === -1) return false;
+  if (c.fcntl(fd, F_SETLEASE, F_RDLCK) === -1) {
+    return ['EAGAIN', 'EWOULDBLOCK'].includes(errorNames.get(koffi.errno()) ?? '');
+  }
+  c.fcntl(fd, F_SETLEASE, F_UNLCK);
+  return false;
 }
 
 /** utimensat(2) without following links, one time since the epoch for both. */

@@ -176,7 +176,13 @@ export function fakeImages(
     imageStatus: unused,
     pullImage: unused,
     removeImage: unused,
+    importImages: unused,
+    exportImages: unused,
     imageFsInfo: unused,
+    verifyImages: unused,
+    imageUse: () => [],
+    collectImage: () => false,
+    collectLayers: () => 0,
     events: () => () => {},
     fetchMetrics: () => {
       throw new KeelsonError('UNIMPLEMENTED', 'not a part of this test');
