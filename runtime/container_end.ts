@@ -24,7 +24,7 @@ import {
   readPidFile,
   signalProcess,
 } from './processes.ts';
-import { unmountRootfs } from './rootfs.ts';
+import { unmountBundle } from './rootfs.ts';
 import type { ContainerRecord } from './state.ts';
 
 export interface ContainerEnds {
@@ -201,7 +201,7 @@ export function makeContainerEnds(context: Context): ContainerEnds {
     if (record.cleaned) return;
     await runtimeOf(record).remove(record.id);
     await cgroups.remove(record.cgroup);
-    unmountRootfs(folders.container(record.id).rootfs);
+    unmountBundle(folders.container(record.id).bundle);
   };
 
   const cleanSoon = (id: string) => {

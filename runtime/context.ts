@@ -4,6 +4,7 @@ import { delimiter, isAbsolute, join } from 'node:path';
 import type { Cni } from '../cni/network.ts';
 import type { EmbeddedImages } from '../images/service.ts';
 import type { ContainerEvent, PodSandboxMetadata } from './api.ts';
+import type { CdiRegistry } from './cdi/registry.ts';
 import type { Cgroups } from './host/cgroups.ts';
 import type { Clock } from './host/clock.ts';
 import { KeelsonError } from './host/errors.ts';
@@ -13,6 +14,8 @@ import { makeOciRuntime, type OciRuntime } from './oci/runc.ts';
 import { capabilitiesIn } from './oci/security.ts';
 import type { HostFacts } from './oci/spec.ts';
 import type { ContainerFolders } from './rootfs.ts';
+import type { AppArmor } from './security/apparmor.ts';
+import type { Selinux } from './security/selinux.ts';
 import type { State } from './state.ts';
 
 /** Folders of the runtime; `runDir` may be lost at a reboot, `stateDir` not. */
@@ -68,6 +71,9 @@ export interface Context {
   readonly folders: Folders;
   readonly programs: Programs;
   readonly host: HostFacts;
+  readonly apparmor: AppArmor;
+  readonly selinux: Selinux;
+  readonly cdi: CdiRegistry;
   readonly bootId: string;
   /** The node's own name. */
   readonly hostname: string;

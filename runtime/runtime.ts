@@ -13,6 +13,7 @@ import type {
   PodSandboxStatus,
   RuntimeService,
 } from './api.ts';
+import { makeCdiRegistry } from './cdi/registry.ts';
 import { makeContainers } from './container.ts';
 import { makeContainerEnds } from './container_end.ts';
 import { type Context, layOut, makePrograms, readBootId, readHostFacts } from './context.ts';
@@ -23,11 +24,15 @@ import { type Database, lockFile } from './host/database.ts';
 import { describe, KeelsonError } from './host/errors.ts';
 import type { Logger } from './host/log.ts';
 import { logPathOf } from './oci/bundle.ts';
+import { handlerFeatures } from './oci/handlers.ts';
 import { isAlive } from './processes.ts';
 import { recover } from './recovery.ts';
+import { makeUpdateResources, resourcesOf } from './resources/update.ts';
 import { makeSandboxes } from './sandbox.ts';
 import { wantedNamespaces } from './sandbox_config.ts';
 import { makeNamespacePinner, pinPaths } from './sandbox_namespaces.ts';
+import { makeAppArmor } from './security/apparmor.ts';
+import { makeSelinux } from './security/selinux.ts';
 import { type ContainerRecord, openState, type SandboxRecord } from './state.ts';
 
 export interface EmbeddedRuntime extends RuntimeService {
@@ -48,6 +53,8 @@ export interface RuntimeOptions {
   readonly handlers?: Readonly<Record<string, { readonly path: string }>>;
   /** Default: conmon on the PATH. */
   readonly conmon?: string;
+  /** Where the specifications of CDI devices lie; later folders win. Default: /etc/cdi and /var/run/cdi. */
+  readonly cdiFolders?: readonly string[];
   /** Default: cgroupfs. */
   readonly cgroupDriver?: 'cgroupfs' | 'systemd';
   readonly version: string;
@@ -91,6 +98,9 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       systemdCgroup: cgroupDriver === 'systemd',
     }),
     host: readHostFacts(cgroups.version),
+    apparmor: makeAppArmor({ tempDir: folders.runDir }),
+    selinux: makeSelinux(),
+    cdi: makeCdiRegistry(options.cdiFolders),
     bootId: readBootId(),
     hostname: hostname(),
     log,
@@ -222,6 +232,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       return containerStatus(record, (sandbox && logPathOf(sandbox, record.config)) ?? '');
     },
     execSync: containers.execSync,
+    updateContainerResources: makeUpdateResources(context),
     reopenContainerLog: containers.reopenLog,
     containerEvents(listener) {
       // A wrapper of its own, so that one function may listen twice.
@@ -229,6 +240,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       listeners.add(own);
       return () => listeners.delete(own);
     },
+    handlers: () => handlerFeatures(context.programs, Object.keys(handlers)),
     async close() {
       if (closing.signal.aborted) return;
       closing.abort();
@@ -296,6 +308,8 @@ function containerStatus(record: ContainerRecord, logPath: string): ContainerSta
     message,
     logPath,
     mounts: config.mounts,
+    resources: resourcesOf(record),
+    stopSignal: record.stopSignal,
     imageDigestRef: record.imageDigestRef,
     pid: state === 'running' ? (init?.pid ?? 0) : 0,
     user: record.user,
