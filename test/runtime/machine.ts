@@ -209,6 +209,8 @@ export async function openRuntime(
     cni,
     log,
     clock: systemClock,
+    cdiFolders: [join(paths.root, 'cdi-etc'), join(paths.root, 'cdi-run')],
+    handlers: { runc: { path: process.env['KEELSON_TEST_RUNC'] ?? 'runc' } },
     version: '0.0.0-test',
   });
   return {
