@@ -4,7 +4,7 @@
  * creating ──all there──▶ ready ──stop──▶ notready ──remove──▶ gone. A failure while creating undoes everything.
  */
 import { randomBytes } from 'node:crypto';
-import { copyFile, mkdir, writeFile } from 'node:fs/promises';
+import { chown, copyFile, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { PodSandboxConfig } from './api.ts';
@@ -69,6 +69,8 @@ export function makeSandboxes(
         [folder, bundle],
         outsideId(namespaces.user.gids, 0),
       );
+      // It makes the places of its mounts itself.
+      await chown(rootfs, outsideId(namespaces.user.uids, 0), outsideId(namespaces.user.gids, 0));
     }
     const spec = sandboxInitSpec({
       rootfs,
