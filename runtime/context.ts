@@ -53,7 +53,7 @@ export function layOut(runDir: string, stateDir: string): Folders {
 }
 
 export interface Programs {
-  /** The OCI runtime of a handler; '' means runc. Throws SANDBOX_CREATE_FAILED or DEPENDENCY_MISSING. */
+  /** The OCI runtime of a handler; '' means runc. Throws INVALID_ARGUMENT or DEPENDENCY_MISSING. */
   runtimeFor(handler: string): OciRuntime;
   /** Absolute path. Throws DEPENDENCY_MISSING. */
   conmon(): string;
@@ -123,13 +123,9 @@ export function makePrograms(options: {
     if (known !== undefined) return known;
     const entry = Object.hasOwn(handlers, handler) ? handlers[handler] : undefined;
     if (entry === undefined) {
-      throw new KeelsonError(
-        'SANDBOX_CREATE_FAILED',
-        `no runtime for the handler ${JSON.stringify(handler)}`,
-        {
-          hint: `this node has ${Object.keys(handlers).join(', ')}; see the pod's runtimeClassName`,
-        },
-      );
+      throw new KeelsonError('INVALID_ARGUMENT', `no runtime for the handler ${JSON.stringify(handler)}`, {
+        hint: `this node has ${Object.keys(handlers).join(', ')}; see the pod's runtimeClassName`,
+      });
     }
     const runtime = makeOciRuntime({
       path: locate(entry.path),

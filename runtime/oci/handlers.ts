@@ -22,7 +22,7 @@ async function featuresOf(programs: Pick<Programs, 'runtimeFor'>, name: string) 
     return await programs.runtimeFor(name).features();
   } catch (error) {
     // Not installed (yet), or no default: nothing can run under it.
-    if (isError(error, 'DEPENDENCY_MISSING', 'SANDBOX_CREATE_FAILED')) return noFeatures;
+    if (isError(error, 'DEPENDENCY_MISSING', 'INVALID_ARGUMENT')) return noFeatures;
     throw error;
   }
 }

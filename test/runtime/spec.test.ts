@@ -77,6 +77,10 @@ test('command and args against entrypoint and cmd', () => {
   assert.throws(() => processArgs({ command: [''], args: [] }, none), invalid);
   assert.throws(() => processArgs({ command: ['a\0b'], args: [] }, none), invalid);
   assert.deepEqual(processArgs({ command: [], args: ['x'] }, none), ['x']);
+  const long = 'x'.repeat((128 << 10) - 1);
+  assert.equal(processArgs({ command: [long], args: [] }, none).length, 1);
+  assert.throws(() => processArgs({ command: [`${long}x`], args: [] }, none), invalid);
+  assert.throws(() => processArgs({ command: Array(49).fill(long), args: [] }, none), invalid);
 });
 
 test('environment: defaults, image, container; the last wins, each name once', () => {
