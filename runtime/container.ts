@@ -76,7 +76,7 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
 
   const create = async (sandboxId: string, config: ContainerConfig, signal: AbortSignal): Promise<string> => {
     checkContainerConfig(config);
-    checkContainerRequest(config, readySandbox(sandboxId).config);
+    checkContainerRequest(config, readySandbox(sandboxId).config, context.host.cgroupVersion);
     if (signal.aborted) throw abortError(signal, 'creating the container');
     const image = await images.forContainer(config.image.image);
     const sandbox = readySandbox(sandboxId);

@@ -55,7 +55,8 @@ export function signalNumber(name: string): number | undefined {
     const number = Number(name);
     return number >= 1 && number <= 64 ? number : undefined;
   }
-  const plain = name.toUpperCase().replace(/^SIG/, '');
+  // The CRI and Kubernetes spell SIGRTMIN+3 as SIGRTMINPLUS3.
+  const plain = name.toUpperCase().replace(/^SIG/, '').replace('PLUS', '+').replace('MINUS', '-');
   const realTime = /^RT(MIN|MAX)(?:([+-])(\d{1,2}))?$/.exec(plain);
   if (realTime !== null) {
     const [, base, sign = '+', offset = '0'] = realTime;

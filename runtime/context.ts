@@ -171,6 +171,7 @@ export function readHostFacts(cgroupVersion: 1 | 2, cgroupRoot = '/sys/fs/cgroup
     cgroupVersion === 2 ? readFileSync(join(cgroupRoot, 'cgroup.controllers'), 'latin1') : '';
   return {
     capabilities: capabilitiesIn(mask('CapEff')).filter((name) => bounding.includes(name)),
+    openFiles: openFilesIn(readFileSync('/proc/self/limits', 'latin1')),
     oomScoreAdj: Number(readFileSync('/proc/self/oom_score_adj', 'latin1')),
     cgroupVersion,
     hugetlb:
@@ -182,6 +183,13 @@ export function readHostFacts(cgroupVersion: 1 | 2, cgroupRoot = '/sys/fs/cgroup
         ? readable('/proc/swaps') && /\bmemory\b/.test(controllers)
         : readable(join(cgroupRoot, 'memory/memory.memsw.limit_in_bytes')),
   };
+}
+
+/** The hard limit in the text of /proc/<pid>/limits. Pure. */
+export function openFilesIn(limits: string): number | undefined {
+  const hard = /^Max open files\s+\S+\s+(\S+)/m.exec(limits)?.[1];
+  if (hard === undefined) return undefined;
+  return hard === 'unlimited' ? Number.MAX_SAFE_INTEGER : Number(hard);
 }
 
 export function readBootId(): string {

@@ -67,6 +67,7 @@ export interface OciSpec {
       readonly ambient?: readonly string[];
     };
     readonly noNewPrivileges: boolean;
+    readonly rlimits?: readonly { readonly type: string; readonly soft: number; readonly hard: number }[];
     readonly oomScoreAdj?: number;
     readonly apparmorProfile?: string;
     readonly selinuxLabel?: string;

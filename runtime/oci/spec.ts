@@ -22,7 +22,12 @@ export interface HostFacts extends CgroupFacts {
   /** Without CAP_. */
   readonly capabilities: readonly string[];
   readonly oomScoreAdj: number;
+  /** How many files this process may open, and let others open. */
+  readonly openFiles?: number;
 }
+
+/** Programs that close every descriptor they might have take minutes where a service has no limit. */
+const maxOpenFiles = 1 << 20;
 
 /** Paths of namespaces to join; a namespace that is absent is the host's. PID `own`: a new one. */
 export interface JoinedNamespaces {
@@ -92,6 +97,7 @@ export function containerSpec(input: SpecInput): OciSpec {
       cwd: workingDir(config.workingDir || image.WorkingDir || '/'),
       capabilities: { bounding: all, effective: all, permitted: all, inheritable: ambient, ambient },
       noNewPrivileges: security.noNewPrivs ?? false,
+      rlimits: openFiles(host),
       oomScoreAdj:
         oomScoreAdj === undefined
           ? undefined
@@ -178,6 +184,13 @@ export function sandboxInitSpec(input: {
       mountLabel: selinux?.mount,
     },
   };
+}
+
+/** Said, not inherited: what a container gets must not depend on how the service was started or what Node.js raised. */
+function openFiles({ openFiles: own }: HostFacts): OciSpec['process']['rlimits'] {
+  if (own === undefined) return undefined;
+  const most = Math.min(own, maxOpenFiles);
+  return [{ type: 'RLIMIT_NOFILE', soft: most, hard: most }];
 }
 
 function userMappings({ user }: Pick<JoinedNamespaces, 'user'>) {

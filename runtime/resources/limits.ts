@@ -22,10 +22,11 @@ const bounds = [
   ['pidsLimit', -1, Number.MAX_SAFE_INTEGER],
 ] as const;
 
-/** Throws `code` for what no kernel takes. */
+/** Throws `code` for what no kernel takes, or none with this version of cgroups. */
 export function checkResources(
   resources: LinuxContainerResources,
   code: 'INVALID_ARGUMENT' | 'CONTAINER_CONFIG_INVALID',
+  cgroupVersion: 1 | 2,
 ): void {
   const fail = (message: string) => new KeelsonError(code, `resources: ${message}`);
   for (const [field, least, most] of bounds) {
@@ -55,7 +56,10 @@ export function checkResources(
       throw fail(`there are no huge pages of ${JSON.stringify(pageSize)}`);
     if (!Number.isSafeInteger(limit) || limit < 0) throw fail(`the limit of huge pages cannot be ${limit}`);
   }
-  for (const [key, value] of Object.entries(resources.unified ?? {})) {
+  const unified = Object.entries(resources.unified ?? {});
+  if (unified.length > 0 && cgroupVersion === 1)
+    throw fail('the files of cgroup v2 are not on this node (v1)');
+  for (const [key, value] of unified) {
     // A name in the container's own group: `memory.high`, never a path.
     if (!/^[a-z0-9_]+\.[A-Za-z0-9_.]+$/.test(key) || value.includes('\0')) {
       throw fail(`${JSON.stringify(key)} is no file of cgroup v2`);

@@ -31,14 +31,14 @@ export function makeUpdateResources(context: Context): UpdateResources {
   const { state, programs, folders, cgroups, host } = context;
   const oneAtATime = keyedQueue();
   return async (id, change, signal) => {
-    checkResources(change, 'INVALID_ARGUMENT');
+    checkResources(change, 'INVALID_ARGUMENT', host.cgroupVersion);
     await oneAtATime.run(id, async () => {
       const record = state.containers.get(id);
       if (record === undefined || record.state === 'creating') {
         throw new KeelsonError('NOT_FOUND', `there is no container ${JSON.stringify(id)}`);
       }
       const wanted = mergeResources(resourcesOf(record), change);
-      checkResources(wanted, 'INVALID_ARGUMENT');
+      checkResources(wanted, 'INVALID_ARGUMENT', host.cgroupVersion);
       if (wanted.hugepageLimits?.length && change.hugepageLimits?.length && !host.hugetlb) {
         throw new KeelsonError(
           'FAILED_PRECONDITION',

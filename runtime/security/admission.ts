@@ -10,11 +10,15 @@ const classAnnotations =
   /^(io\.kubernetes\.cri\.(?:blockio|rdt)-class|(?:blockio|rdt)\.resources\.beta\.kubernetes\.io\/(?:pod|container\..*))$/;
 
 /** Throws CONTAINER_CONFIG_INVALID. */
-export function checkContainerRequest(config: ContainerConfig, sandbox: PodSandboxConfig): void {
+export function checkContainerRequest(
+  config: ContainerConfig,
+  sandbox: PodSandboxConfig,
+  cgroupVersion: 1 | 2,
+): void {
   const { security, resources } = config.linux;
   const invalid = (message: string, hint?: string) =>
     new KeelsonError('CONTAINER_CONFIG_INVALID', message, { hint });
-  checkResources(resources, 'CONTAINER_CONFIG_INVALID');
+  checkResources(resources, 'CONTAINER_CONFIG_INVALID', cgroupVersion);
   if (security.privileged && !sandbox.linux.security.privileged) {
     throw invalid('a privileged container is not allowed in a sandbox that is not privileged');
   }

@@ -330,7 +330,7 @@ test('limits that make no sense', () => {
   for (const resources of bad) {
     for (const code of ['INVALID_ARGUMENT', 'CONTAINER_CONFIG_INVALID'] as const) {
       assert.throws(
-        () => checkResources(resources, code),
+        () => checkResources(resources, code, 2),
         (error) => isError(error, code),
         JSON.stringify(resources),
       );
@@ -343,8 +343,14 @@ test('limits that make no sense', () => {
     { hugepageLimits: [{ pageSize: '1GB', limit: 0 }], unified: { 'io.weight': 'default 100' } },
     { memoryLimitBytes: 5, memorySwapLimitBytes: -1 },
   ]) {
-    checkResources(resources, 'INVALID_ARGUMENT');
+    checkResources(resources, 'INVALID_ARGUMENT', 2);
   }
+});
+
+test('files of cgroup v2 where there is none', () => {
+  const unified = { 'memory.high': '1' };
+  checkResources({ unified: {} }, 'INVALID_ARGUMENT', 1);
+  assert.throws(() => checkResources({ unified }, 'CONTAINER_CONFIG_INVALID', 1), invalid);
 });
 
 test('an update on top of what holds', () => {
@@ -425,6 +431,7 @@ test('what a sandbox allows', () => {
         annotations,
       } as unknown as ContainerConfig,
       { linux: { security: { namespaces, ...sandbox } }, annotations: {} } as unknown as PodSandboxConfig,
+      2,
     );
   check({});
   check({ privileged: true }, { privileged: true });

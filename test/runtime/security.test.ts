@@ -261,6 +261,18 @@ test('users, groups and no new privileges', { skip }, async (t) => {
   }
 });
 
+test('limits of open files and the OOM score', { skip }, async (t) => {
+  const machine = await makeMachine(t);
+  const pod = await podOf(machine);
+  const lines = await say(machine, pod, "grep 'open files' /proc/self/limits; cat /proc/self/oom_score_adj", {
+    linux: { resources: { oomScoreAdj: 5000 } },
+  });
+  const own = Number(/^Max open files\s+\S+\s+(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1]);
+  const most = String(Math.min(own, 2 ** 20));
+  assert.match(lines[0] ?? '', new RegExp(`^Max open files +${most} +${most} +files`));
+  assert.equal(lines[1], '1000');
+});
+
 test('devices: one, a folder of them, permissions', { skip }, async (t) => {
   const machine = await makeMachine(t);
   const pod = await podOf(machine);
