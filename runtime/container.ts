@@ -12,7 +12,9 @@ import { slicePath } from './host/cgroups.ts';
 import { abortError, describe, isError, KeelsonError } from './host/errors.ts';
 import { createInBundle, logPathOf } from './oci/bundle.ts';
 import { reopenLog } from './oci/conmon.ts';
+import { checkSize } from './oci/process.ts';
 import { containerCgroup } from './oci/spec.ts';
+import { checkContainerRequest } from './security/admission.ts';
 import type { ContainerRecord, SandboxRecord } from './state.ts';
 
 export interface Containers {
@@ -44,26 +46,6 @@ export function checkContainerConfig(config: ContainerConfig): void {
   // conmon would take the part before it for the path.
   if (logPath.includes(':')) throw invalid(`logPath ${JSON.stringify(logPath)} contains a colon`);
   if (stopSignal && signalNumber(stopSignal) === undefined) throw invalid(`${stopSignal} is no signal`);
-  const tooMuch = tooMuchForExecve([
-    ...config.command,
-    ...config.args,
-    ...config.envs.map(({ key, value }) => `${key}=${value}`),
-  ]);
-  if (tooMuch !== undefined) throw invalid(`command, args and envs: ${tooMuch}`);
-}
-
-/** Why the kernel starts nothing with these arguments and variables (execve(2)); undefined where it does. Pure. */
-export function tooMuchForExecve(strings: readonly string[]): string | undefined {
-  // MAX_ARG_STRLEN with the ending NUL, and three quarters of the usual stack.
-  const most = { one: 131_071, all: 6 * 2 ** 20 };
-  let all = 0;
-  for (const text of strings) {
-    const bytes = Buffer.byteLength(text);
-    if (bytes > most.one) return `one has ${bytes} bytes, and ${most.one} are possible`;
-    // A pointer for each.
-    all += bytes + 9;
-  }
-  return all > most.all ? `they need ${all} bytes, and ${most.all} are possible` : undefined;
 }
 
 export function makeContainers(context: Context, ends: ContainerEnds): Containers {
@@ -95,10 +77,10 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
 
   const create = async (sandboxId: string, config: ContainerConfig, signal: AbortSignal): Promise<string> => {
     checkContainerConfig(config);
+    checkContainerRequest(config, readySandbox(sandboxId).config, context.host.cgroupVersion);
     if (signal.aborted) throw abortError(signal, 'creating the container');
     const image = await images.forContainer(config.image.image);
     const sandbox = readySandbox(sandboxId);
-    warnOfProfiles(context, config);
     const { envs, command, args, ...kept } = config;
     const id = randomBytes(32).toString('hex');
     const imageSignal = image.config.StopSignal ?? '';
@@ -238,8 +220,7 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
         throw new KeelsonError('FAILED_PRECONDITION', `container ${id} is ${record.state}, not running`);
       }
       if (command.length === 0) throw new KeelsonError('INVALID_ARGUMENT', 'no command to run');
-      const tooMuch = tooMuchForExecve(command);
-      if (tooMuch !== undefined) throw new KeelsonError('INVALID_ARGUMENT', `the command: ${tooMuch}`);
+      checkSize(command, 'the command');
       const handler = state.sandboxes.get(record.sandboxId)?.handler ?? '';
       const { bundle } = folders.container(id);
       return programs.runtimeFor(handler).exec({ id, bundle, command, timeoutMs, signal });
@@ -269,16 +250,4 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
       );
     },
   };
-}
-
-/** What is wanted but not done yet must not pass in silence. */
-function warnOfProfiles(context: Context, config: ContainerConfig): void {
-  const { seccomp, apparmor, privileged } = config.linux.security;
-  if (privileged) return;
-  if (seccomp?.type === 'RuntimeDefault') {
-    context.warnOnce('seccomp RuntimeDefault is not applied yet: containers run without a seccomp filter');
-  }
-  if (apparmor?.type === 'RuntimeDefault') {
-    context.warnOnce('AppArmor RuntimeDefault is not applied yet: containers run unconfined by AppArmor');
-  }
 }

@@ -9,6 +9,7 @@ import type {
   NamespaceOption,
   PodSandboxConfig,
   SecurityProfile,
+  UserNamespace,
 } from '../api.ts';
 import { KeelsonError } from '../host/errors.ts';
 import {
@@ -59,7 +60,14 @@ function namespacesOf(options: Wire<'NamespaceOption'> | undefined): NamespaceOp
     pid: wordOf(namespaceModes, options.pid, 'namespace_options.pid'),
     ipc: shared(options.ipc, 'namespace_options.ipc'),
     targetId: options.targetId || undefined,
+    user: options.usernsOptions && usersOf(options.usernsOptions),
   };
+}
+
+function usersOf({ mode, uids, gids }: Wire<'UserNamespace'>): UserNamespace {
+  const word = wordOf(namespaceModes, mode, 'userns_options.mode');
+  if (word === 'pod' || word === 'node') return { mode: word, uids, gids };
+  throw invalid(`userns_options.mode cannot be ${word}`);
 }
 
 /** `old` is the field that the profile replaced: `runtime/default`, `unconfined`, `localhost/NAME`. */
@@ -111,6 +119,8 @@ export function sandboxConfigOf(config: Wire<'PodSandboxConfig'> | undefined): P
         namespaces: namespacesOf(security?.namespaceOptions),
         privileged: security?.privileged,
         seccomp: profileOf(security?.seccomp, security?.seccompProfilePath ?? '', 'seccomp'),
+        apparmor: profileOf(security?.apparmor, '', 'apparmor'),
+        selinux: security?.selinuxOptions,
       },
     },
   };
@@ -127,7 +137,15 @@ function mountOf(mount: Wire<'Mount'>): Mount {
     containerPath: mount.containerPath,
     hostPath: mount.hostPath,
     readonly: mount.readonly,
+    recursiveReadonly: mount.recursiveReadOnly,
     propagation: wordOf(propagations, mount.propagation, 'mounts.propagation'),
+    selinuxRelabel: mount.selinuxRelabel,
+    ...(mount.uidMappings.length > 0 || mount.gidMappings.length > 0
+      ? { uidMappings: mount.uidMappings, gidMappings: mount.gidMappings }
+      : {}),
+    image: mount.image && imageSpecOf(mount.image),
+    imageSubPath: mount.imageSubPath || undefined,
+    mountOptions: mount.mountOptions,
   };
 }
 
@@ -140,6 +158,7 @@ export function resourcesOf(resources: Wire<'LinuxContainerResources'> | undefin
     cpuQuota: set(resources.cpuQuota, 'cpu_quota'),
     cpuShares: set(resources.cpuShares, 'cpu_shares'),
     memoryLimitBytes: set(resources.memoryLimitInBytes, 'memory_limit_in_bytes'),
+    memorySwapLimitBytes: set(resources.memorySwapLimitInBytes, 'memory_swap_limit_in_bytes'),
     oomScoreAdj: numberOf(resources.oomScoreAdj, 'oom_score_adj'),
     cpusetCpus: resources.cpusetCpus || undefined,
     cpusetMems: resources.cpusetMems || undefined,
@@ -162,6 +181,7 @@ function securityOf(
     capabilities: capabilities && {
       add: capabilities.addCapabilities,
       drop: capabilities.dropCapabilities,
+      addAmbient: capabilities.addAmbientCapabilities,
     },
     runAsUser: runAsUser && idOf(runAsUser.value, 'run_as_user'),
     runAsUsername: context.runAsUsername || undefined,
@@ -178,6 +198,7 @@ function securityOf(
     readonlyPaths: context.readonlyPaths,
     seccomp: profileOf(context.seccomp, context.seccompProfilePath, 'seccomp'),
     apparmor: profileOf(context.apparmor, context.apparmorProfile, 'apparmor'),
+    selinux: context.selinuxOptions,
   };
 }
 
@@ -206,6 +227,7 @@ export function containerConfigOf(config: Wire<'ContainerConfig'> | undefined): 
     envs: wanted.envs.map(environmentOf),
     mounts: wanted.mounts.map(mountOf),
     devices: wanted.devices,
+    cdiDevices: wanted.CDIDevices,
     labels: wanted.labels,
     annotations: wanted.annotations,
     logPath: wanted.logPath,

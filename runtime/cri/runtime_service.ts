@@ -1,5 +1,5 @@
 /** runtime.v1.RuntimeService over the runtime of the process: requests in, answers out, and nothing decided here. */
-import type { LinuxContainerResources, RuntimeDetails, RuntimeService, RuntimeStats } from '../api.ts';
+import type { RuntimeDetails, RuntimeService, RuntimeStats } from '../api.ts';
 import type { Clock } from '../host/clock.ts';
 import { KeelsonError } from '../host/errors.ts';
 import { orGone, sendEvents } from './events.ts';
@@ -20,15 +20,7 @@ import {
 } from './to_wire.ts';
 import type { Wire } from './wire/types.ts';
 
-export type ServedRuntime = RuntimeService &
-  RuntimeStats &
-  RuntimeDetails & {
-    updateContainerResources?(
-      id: string,
-      resources: LinuxContainerResources,
-      signal?: AbortSignal,
-    ): Promise<void>;
-  };
+export type ServedRuntime = RuntimeService & RuntimeStats & RuntimeDetails;
 
 export interface RuntimeServiceOptions {
   readonly runtime: ServedRuntime;
@@ -164,9 +156,6 @@ export function makeRuntimeHandlers({ runtime, clock, info }: RuntimeServiceOpti
       };
     },
     async UpdateContainerResources({ containerId, linux }, { signal }) {
-      if (runtime.updateContainerResources === undefined) {
-        throw new KeelsonError('UNIMPLEMENTED', 'the limits of a container cannot be changed yet');
-      }
       const resources = resourcesOf(given(linux, 'linux'));
       await runtime.updateContainerResources(await ids.container(containerId), resources, signal);
       return {};

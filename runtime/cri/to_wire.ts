@@ -7,6 +7,7 @@ import type {
   Image,
   LinuxContainerResources,
   Mount,
+  NamespaceMode,
   NamespaceOption,
   PodSandbox,
   PodSandboxStatus,
@@ -33,6 +34,10 @@ function namespacesOf(namespaces: NamespaceOption): WireInput<'NamespaceOption'>
     pid: nameOf(namespaceModes, namespaces.pid),
     ipc: nameOf(namespaceModes, namespaces.ipc),
     targetId: namespaces.targetId,
+    usernsOptions: namespaces.user && {
+      ...namespaces.user,
+      mode: nameOf(namespaceModes, namespaces.user.mode as NamespaceMode),
+    },
   };
 }
 
@@ -79,12 +84,23 @@ function mountTo(mount: Mount): WireInput<'Mount'> {
     hostPath: mount.hostPath,
     readonly: mount.readonly,
     propagation: nameOf(propagations, mount.propagation),
+    selinuxRelabel: mount.selinuxRelabel,
+    recursiveReadOnly: mount.recursiveReadonly,
+    uidMappings: mount.uidMappings,
+    gidMappings: mount.gidMappings,
+    image: mount.image && {
+      image: mount.image.image,
+      // Kubelets name it by its id.
+      imageRef: /^sha256:[0-9a-f]{64}$/.test(mount.image.image) ? mount.image.image : undefined,
+    },
+    imageSubPath: mount.imageSubPath,
+    mountOptions: mount.mountOptions,
   };
 }
 
 export function resourcesTo(resources: LinuxContainerResources): WireInput<'LinuxContainerResources'> {
-  const { memoryLimitBytes, ...same } = resources;
-  return { ...same, memoryLimitInBytes: memoryLimitBytes };
+  const { memoryLimitBytes, memorySwapLimitBytes, ...same } = resources;
+  return { ...same, memoryLimitInBytes: memoryLimitBytes, memorySwapLimitInBytes: memorySwapLimitBytes };
 }
 
 export function containerStatusTo(status: ContainerStatus): WireInput<'ContainerStatus'> {

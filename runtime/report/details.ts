@@ -6,7 +6,7 @@ import type { Context } from '../context.ts';
 import { KeelsonError } from '../host/errors.ts';
 import { pinnedNetwork } from '../sandbox_namespaces.ts';
 
-export function makeDetails(context: Context, handlers: readonly string[]): RuntimeDetails {
+export function makeDetails(context: Context): RuntimeDetails {
   const { state, folders, cgroupDriver } = context;
   const specificationIn = async (bundle: string): Promise<unknown> => {
     try {
@@ -17,9 +17,6 @@ export function makeDetails(context: Context, handlers: readonly string[]): Runt
   };
   return {
     cgroupDriver,
-    // The default one has no name for those who ask without.
-    handlers: async () =>
-      ['', ...handlers].map((name) => ({ name, recursiveReadOnlyMounts: false, userNamespaces: false })),
     async containerInfo(id) {
       const record = state.containers.get(id);
       if (record === undefined || record.state === 'creating') {

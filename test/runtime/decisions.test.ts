@@ -167,6 +167,8 @@ test('signals by name and number', () => {
     ['SIGRTMIN', 34],
     ['SIGRTMIN+3', 37],
     ['RTMAX-1', 63],
+    ['SIGRTMINPLUS3', 37],
+    ['SIGRTMAXMINUS1', 63],
     ['SIGRTMAX+1', undefined],
     ['0', undefined],
     ['65', undefined],
