@@ -112,6 +112,8 @@ test('the smallest sandbox has the defaults of the CRI', () => {
         namespaces: { network: 'pod', pid: 'pod', ipc: 'pod' },
         privileged: undefined,
         seccomp: undefined,
+        apparmor: undefined,
+        selinux: undefined,
       },
     },
   });
@@ -219,6 +221,64 @@ test('a whole container', () => {
   assert.equal(security.supplementalGroupsPolicy, 'strict');
   assert.deepEqual([security.namespaces.pid, security.namespaces.targetId], ['target', 't']);
   assert.deepEqual(security.capabilities?.drop, ['ALL']);
+});
+
+test('mounts, devices and namespaces come back in the status as they were asked for', () => {
+  const ids = [{ hostId: 100_000, containerId: 0, length: 65_536 }];
+  const usernsOptions = { mode: 'POD', uids: ids, gids: ids } as const;
+  const image = `sha256:${'a'.repeat(64)}`;
+  const config = containerConfigOf(
+    wire('ContainerConfig', {
+      ...smallest,
+      mounts: [
+        {
+          containerPath: '/a',
+          hostPath: '/h',
+          readonly: true,
+          recursiveReadOnly: true,
+          selinuxRelabel: true,
+        },
+        { containerPath: '/b', hostPath: '/h', uidMappings: ids, gidMappings: ids, mountOptions: ['nosuid'] },
+        { containerPath: '/c', image: { image, userSpecifiedImage: 'data:1' }, imageSubPath: 'x/y' },
+      ],
+      CDIDevices: [{ name: 'vendor.com/class=name' }],
+      linux: {
+        resources: { memoryLimitInBytes: 5, memorySwapLimitInBytes: 9 },
+        securityContext: {
+          namespaceOptions: { usernsOptions },
+          selinuxOptions: { level: 's0:c1,c2' },
+          capabilities: { addAmbientCapabilities: ['NET_BIND_SERVICE'] },
+        },
+      },
+    }),
+  );
+  assert.deepEqual(config.cdiDevices, [{ name: 'vendor.com/class=name' }]);
+  const { security, resources } = config.linux;
+  assert.deepEqual(security.namespaces.user, { mode: 'pod', uids: ids, gids: ids });
+  assert.equal(security.selinux?.level, 's0:c1,c2');
+  assert.deepEqual(security.capabilities?.addAmbient, ['NET_BIND_SERVICE']);
+  const sent = wire('ContainerStatus', containerStatusTo({ ...status, mounts: config.mounts, resources }));
+  assert.deepEqual(
+    sent.mounts.map((one) => [one.recursiveReadOnly, one.selinuxRelabel, one.mountOptions, one.imageSubPath]),
+    [
+      [true, true, [], ''],
+      [false, false, ['nosuid'], ''],
+      [false, false, [], 'x/y'],
+    ],
+  );
+  assert.deepEqual(sent.mounts[1]?.uidMappings, ids);
+  assert.equal(sent.mounts[2]?.image?.imageRef, image);
+  assert.equal(sent.resources?.linux?.memorySwapLimitInBytes, 9n);
+  assert.throws(
+    () =>
+      containerConfigOf(
+        wire('ContainerConfig', {
+          ...smallest,
+          linux: { securityContext: { namespaceOptions: { usernsOptions: { mode: 'TARGET' } } } },
+        }),
+      ),
+    { code: 'INVALID_ARGUMENT' },
+  );
 });
 
 test('zeros of resources are not set, and the greatest is no limit', () => {
