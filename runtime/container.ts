@@ -5,11 +5,13 @@
  * creating ──conmon answered──▶ created ──start──▶ running ──exit file──▶ exited ──remove──▶ gone.
  */
 import { randomBytes } from 'node:crypto';
-import type { ContainerConfig, ExecSyncResult } from './api.ts';
+import type { ContainerConfig, ExecSyncResult, RuntimeService } from './api.ts';
 import { type ContainerEnds, signalNumber } from './container_end.ts';
 import type { Context } from './context.ts';
 import { slicePath } from './host/cgroups.ts';
 import { abortError, describe, KeelsonError } from './host/errors.ts';
+import { attachToMonitor } from './io/attach.ts';
+import { execWithStreams } from './io/exec.ts';
 import { createInBundle, logPathOf } from './oci/bundle.ts';
 import { reopenLog } from './oci/conmon.ts';
 import { containerCgroup } from './oci/spec.ts';
@@ -24,6 +26,8 @@ export interface Containers {
     timeoutMs: number,
     signal?: AbortSignal,
   ): Promise<ExecSyncResult>;
+  exec: RuntimeService['exec'];
+  attach: RuntimeService['attach'];
   reopenLog(id: string, signal?: AbortSignal): Promise<void>;
   /** Ends the containers of a sandbox, also those that are being created. */
   stopAll(sandboxId: string, signal?: AbortSignal): Promise<void>;
@@ -72,6 +76,14 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
     if (sandbox.state !== 'ready') throw new KeelsonError('FAILED_PRECONDITION', `sandbox ${id} is stopped`);
     return sandbox;
   };
+
+  const running = (id: string): ContainerRecord => {
+    const record = find(id);
+    if (record.state === 'running') return record;
+    throw new KeelsonError('FAILED_PRECONDITION', `container ${id} is ${record.state}, not running`);
+  };
+  const runtimeOf = ({ sandboxId }: ContainerRecord) =>
+    programs.runtimeFor(state.sandboxes.get(sandboxId)?.handler ?? '');
 
   const create = async (sandboxId: string, config: ContainerConfig, signal: AbortSignal): Promise<string> => {
     checkContainerConfig(config);
@@ -205,14 +217,26 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
     create: createOnce,
     start,
     async execSync(id, command, timeoutMs, signal) {
-      const record = find(id);
-      if (record.state !== 'running') {
-        throw new KeelsonError('FAILED_PRECONDITION', `container ${id} is ${record.state}, not running`);
-      }
+      const record = running(id);
       if (command.length === 0) throw new KeelsonError('INVALID_ARGUMENT', 'no command to run');
-      const handler = state.sandboxes.get(record.sandboxId)?.handler ?? '';
       const { bundle } = folders.container(id);
-      return programs.runtimeFor(handler).exec({ id, bundle, command, timeoutMs, signal });
+      return runtimeOf(record).exec({ id, bundle, command, timeoutMs, signal });
+    },
+    async exec(id, command, { tty, ...streams }, signal) {
+      const record = running(id);
+      if (command.length === 0) throw new KeelsonError('INVALID_ARGUMENT', 'no command to run');
+      const { bundle } = folders.container(id);
+      return execWithStreams({ runtime: runtimeOf(record), id, bundle, command, tty, streams, signal });
+    },
+    async attach(id, streams, signal) {
+      const { config } = running(id);
+      const { bundle } = folders.container(id);
+      const stdin = config.stdin ? streams.stdin : undefined;
+      if (stdin === undefined) streams.stdin?.resume();
+      await attachToMonitor({
+        ...{ bundle, clock, signal, tty: config.tty ?? false },
+        streams: { ...streams, stdin },
+      });
     },
     async reopenLog(id, signal) {
       const record = find(id);

@@ -59,6 +59,41 @@ function reapEnded(): void {
   lookout = undefined;
 }
 
+/** Starts it and has it reaped when it ends. */
+function start(
+  program: string,
+  args: readonly string[],
+  options: {
+    readonly env: Readonly<Record<string, string>>;
+    readonly cwd?: string;
+    readonly descriptors: readonly SpawnDescriptor[];
+    readonly session: boolean;
+  },
+): { readonly pid: number; readonly ended: Promise<End> } {
+  // Before the start: a program that ends at once must find somebody listening.
+  if (process.listenerCount('SIGCHLD', reapEnded) === 0) process.on('SIGCHLD', reapEnded);
+  const pid = spawnProcess(program, [program, ...args], {
+    ...options,
+    env: Object.entries(options.env).map(([name, value]) => `${name}=${value}`),
+  });
+  const ended = new Promise<End>((resolve) => running.set(pid, resolve));
+  lookout ??= setInterval(reapEnded, lookoutMs);
+  return { pid, ended };
+}
+
+/**
+ * As `spawn`, in a session of its own, with the open terminal `fd` as all three standard streams; the terminal does not
+ * control the session. `fd` stays open.
+ */
+export function spawnOnTerminal(
+  program: string,
+  args: readonly string[],
+  options: { readonly env: Readonly<Record<string, string>>; readonly fd: number },
+): Pick<Spawned, 'pid' | 'ended'> {
+  const { env, fd } = options;
+  return start(program, args, { env, descriptors: [fd, fd, fd], session: true });
+}
+
 /** Throws SYSCALL_FAILED with `details.errno` (ENOENT: no such program or folder). Not for worker threads. */
 export function spawn(program: string, args: readonly string[], options: SpawnOptions): Spawned {
   /** Ours and the program's ends; all are closed on exec where they are not passed on. */
@@ -75,16 +110,8 @@ export function spawn(program: string, args: readonly string[], options: SpawnOp
     const answer = options.answer ? pipe() : undefined;
     const descriptors: SpawnDescriptor[] = [stdin?.[0] ?? '/dev/null', stdout[1], stderr[1]];
     if (answer !== undefined) descriptors.push(answer[1]);
-    // Before the start: a program that ends at once must find somebody listening.
-    if (process.listenerCount('SIGCHLD', reapEnded) === 0) process.on('SIGCHLD', reapEnded);
-    const pid = spawnProcess(program, [program, ...args], {
-      env: Object.entries(options.env).map(([name, value]) => `${name}=${value}`),
-      cwd: options.cwd,
-      descriptors,
-      session: options.group,
-    });
-    const ended = new Promise<End>((resolve) => running.set(pid, resolve));
-    lookout ??= setInterval(reapEnded, lookoutMs);
+    const { env, cwd, group: session } = options;
+    const { pid, ended } = start(program, args, { env, cwd, descriptors, session });
     for (const end of [stdin?.[0], stdout[1], stderr[1], answer?.[1]]) {
       if (end !== undefined) closeDescriptor(end);
     }
