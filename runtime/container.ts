@@ -11,11 +11,15 @@ import type { Context } from './context.ts';
 import { slicePath } from './host/cgroups.ts';
 import { abortError, describe, KeelsonError } from './host/errors.ts';
 import { attachToMonitor } from './io/attach.ts';
-import { execWithStreams } from './io/exec.ts';
+import { execOnPipes } from './io/exec.ts';
+import { execOnTerminal } from './io/terminal.ts';
 import { createInBundle, logPathOf } from './oci/bundle.ts';
 import { reopenLog } from './oci/conmon.ts';
 import { containerCgroup } from './oci/spec.ts';
 import type { ContainerRecord, SandboxRecord } from './state.ts';
+
+/** How long the container may wait for one who is attached and does not read. */
+const attachStallMs = 30_000;
 
 export interface Containers {
   create(sandboxId: string, config: ContainerConfig, signal?: AbortSignal): Promise<string>;
@@ -226,7 +230,13 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
       const record = running(id);
       if (command.length === 0) throw new KeelsonError('INVALID_ARGUMENT', 'no command to run');
       const { bundle } = folders.container(id);
-      return execWithStreams({ runtime: runtimeOf(record), id, bundle, command, tty, streams, signal });
+      const runtime = runtimeOf(record);
+      if (!tty) return execOnPipes({ runtime, id, bundle, command, streams, signal });
+      const conmon = programs.conmon();
+      const temporaryDir = folders.runDir;
+      return execOnTerminal({
+        ...{ runtime, conmon, temporaryDir, id, bundle, command, streams, clock, signal },
+      });
     },
     async attach(id, streams, signal) {
       const { config } = running(id);
@@ -234,7 +244,7 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
       const stdin = config.stdin ? streams.stdin : undefined;
       if (stdin === undefined) streams.stdin?.resume();
       await attachToMonitor({
-        ...{ bundle, clock, signal, tty: config.tty ?? false },
+        ...{ bundle, clock, signal, stallMs: attachStallMs, tty: config.tty ?? false },
         streams: { ...streams, stdin },
       });
     },

@@ -424,33 +424,3 @@ export function connectLoopback(fd: number, family: 4 | 6, port: number): boolea
   if (name === 'EINPROGRESS' || name === 'EALREADY') return false;
   throw new KeelsonError('SYSCALL_FAILED', `connect to port ${port}: ${name}`, { details: { errno: name } });
 }
-
-/** Readies the pseudo-terminal whose master is `fd` (pty(7)): unlocked, raw. Returns the path of its other side. */
-export function preparePseudoTerminal(fd: number): string {
-  const TIOCGPTN = 0x80045430;
-  const TIOCSPTLCK = 0x40045431;
-  const TCGETS = 0x5401;
-  const TCSETS = 0x5402;
-  const number = Buffer.alloc(4);
-  check(c.ioctl(fd, TIOCSPTLCK, Buffer.alloc(4)), 'unlock a pseudo-terminal');
-  check(c.ioctl(fd, TIOCGPTN, number), 'name a pseudo-terminal');
-  // struct termios of the kernel: four words of flags first. As cfmakeraw(3), but the size of a character is 8 already.
-  const termios = Buffer.alloc(64);
-  check(c.ioctl(fd, TCGETS, termios), 'read the modes of a terminal');
-  const clear = (at: number, bits: number) =>
-    termios.writeUInt32LE((termios.readUInt32LE(at) & ~bits) >>> 0, at);
-  clear(0, 0x5eb);
-  clear(4, 0x1);
-  clear(12, 0x804b);
-  check(c.ioctl(fd, TCSETS, termios), 'set the modes of a terminal');
-  return `/dev/pts/${number.readUInt32LE(0)}`;
-}
-
-/** TIOCSWINSZ (ioctl_tty(2)), on either side of a pseudo-terminal. */
-export function setTerminalSize(fd: number, width: number, height: number): void {
-  const TIOCSWINSZ = 0x5414;
-  const size = Buffer.alloc(8);
-  size.writeUInt16LE(height, 0);
-  size.writeUInt16LE(width, 2);
-  check(c.ioctl(fd, TIOCSWINSZ, size), 'set the size of a terminal');
-}

@@ -19,18 +19,20 @@ import { onAbort } from './pump.ts';
 const packetSize = 16 << 10;
 /** conmon takes 32 KiB, and cuts what is longer. */
 const inputSize = 8 << 10;
-const longestStallMs = 30_000;
 const stderrPipe = 3;
 const resizeEvent = 1;
 
+/** Connects before it returns; resolves when the container has ended or the caller has left. */
 export async function attachToMonitor(options: {
   readonly bundle: string;
   readonly tty: boolean;
   readonly streams: ProcessStreams;
   readonly clock: Clock;
+  /** For how long a caller may leave output unread; absent: without end. */
+  readonly stallMs?: number;
   readonly signal?: AbortSignal;
 }): Promise<void> {
-  const { bundle, tty, streams, clock, signal } = options;
+  const { bundle, tty, streams, clock, stallMs, signal } = options;
   if (signal?.aborted) throw abortError(signal, 'attaching');
   const { stdin } = streams;
   const [packets, standIn] = connect(bundle);
@@ -56,9 +58,11 @@ export async function attachToMonitor(options: {
   const deliver = (packet: Buffer): boolean => {
     const to = packet[0] === stderrPipe ? streams.stderr : streams.stdout;
     if (to === undefined || to.destroyed || to.writableEnded || to.write(packet.subarray(1))) return true;
-    cancelStall = clock.after(longestStallMs, () =>
-      end(new KeelsonError('ABORTED', `nobody read the container's output for ${longestStallMs / 1000} s`)),
-    );
+    if (stallMs !== undefined) {
+      cancelStall = clock.after(stallMs, () =>
+        end(new KeelsonError('ABORTED', `nobody read the container's output for ${stallMs / 1000} s`)),
+      );
+    }
     to.once('drain', () => {
       cancelStall();
       socket.resume();

@@ -12,23 +12,24 @@ const largestMessage = 32 << 20;
 export const closeCode = { NORMAL: 1000, PROTOCOL_ERROR: 1002, UNSUPPORTED: 1003, INTERNAL: 1011 } as const;
 
 let acceptor: Promise<WebSocketServer> | undefined;
+const agreed = new WeakMap<IncomingMessage, string>();
 
 function loadAcceptor(): Promise<WebSocketServer> {
-  acceptor ??= import('ws').then(
-    ({ WebSocketServer: Server }) =>
-      new Server({
-        noServer: true,
-        clientTracking: false,
-        perMessageDeflate: false,
-        maxPayload: largestMessage,
-        // It was negotiated before.
-        handleProtocols: (_names, request) => agreed.get(request) || false,
-      }),
-  );
+  acceptor ??= import('ws').then(({ WebSocketServer: Server }) => {
+    const server = new Server({
+      noServer: true,
+      clientTracking: false,
+      perMessageDeflate: false,
+      maxPayload: largestMessage,
+    });
+    server.on('headers', (lines, request) => {
+      const protocol = agreed.get(request);
+      if (protocol) lines.push(`Sec-WebSocket-Protocol: ${protocol}`);
+    });
+    return server;
+  });
   return acceptor;
 }
-
-const agreed = new WeakMap<IncomingMessage, string>();
 
 /** Answers the request. Undefined where it was refused; else the socket, which reads nothing until it is resumed. */
 export async function acceptWebSocket(
@@ -49,6 +50,8 @@ export async function acceptWebSocket(
   }
   const server = await loadAcceptor();
   agreed.set(request, protocol);
+  // Negotiated here: ws refuses names like SPDY/3.1+portforward.k8s.io, which are no tokens of HTTP.
+  delete request.headers['sec-websocket-protocol'];
   return new Promise((resolve) => {
     // A request that is no proper handshake is answered by ws, which then closes.
     socket.once('close', () => resolve(undefined));

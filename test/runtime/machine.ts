@@ -114,6 +114,7 @@ export async function layOutMachine(): Promise<MachinePaths> {
       'head',
     ],
     ...['mount', 'true', 'false', 'seq', 'stat', 'pwd', 'tail', 'ip', 'wget', 'chmod', 'tr', 'yes', 'ping'],
+    ...['stty', 'tty', 'nc', 'httpd', 'mkdir'],
   ]) {
     await symlink('busybox', join(bin, applet));
   }
