@@ -180,6 +180,7 @@ async function assemble(
         images,
         log: log.child({ room: 'cri' }),
         clock,
+        streaming: { idleMs: config.streamingConnectionIdleTimeout },
         info: async () => ({ config: { ...keelson, cgroupDriver: config.cgroupDriver } }),
       });
       after(() => cri.close());

@@ -25,6 +25,7 @@ import type { Clock } from './host/clock.ts';
 import { type Database, lockFile } from './host/database.ts';
 import { describe, KeelsonError } from './host/errors.ts';
 import type { Logger } from './host/log.ts';
+import { forwardPort } from './io/forward.ts';
 import { logPathOf } from './oci/bundle.ts';
 import { handlerFeatures } from './oci/handlers.ts';
 import { isAlive } from './processes.ts';
@@ -34,7 +35,7 @@ import { makeStats } from './report/stats.ts';
 import { makeUpdateResources, resourcesOf } from './resources/update.ts';
 import { makeSandboxes } from './sandbox.ts';
 import { wantedNamespaces } from './sandbox_config.ts';
-import { makeNamespacePinner, pinPaths } from './sandbox_namespaces.ts';
+import { makeNamespacePinner, pinnedNetwork, pinPaths } from './sandbox_namespaces.ts';
 import { makeAppArmor } from './security/apparmor.ts';
 import { makeSelinux } from './security/selinux.ts';
 import { type ContainerRecord, openState, type SandboxRecord } from './state.ts';
@@ -239,6 +240,19 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
     },
     execSync: containers.execSync,
     updateContainerResources: makeUpdateResources(context),
+    exec: containers.exec,
+    attach: containers.attach,
+    async portForward(sandboxId, port, io, signal) {
+      const sandbox = visible(state.sandboxes.get(sandboxId), 'sandbox', sandboxId);
+      const network = pinnedNetwork(folders.sandbox(sandboxId));
+      const { network: mode } = sandbox.config.linux.security.namespaces;
+      if (sandbox.state !== 'ready' || (mode === 'pod' && network === undefined)) {
+        throw new KeelsonError('FAILED_PRECONDITION', `sandbox ${sandboxId} is stopped`);
+      }
+      const inNetwork = <T>(work: () => T): T =>
+        mode === 'node' || network === undefined ? work() : pinner.inNetwork(network, work);
+      await forwardPort({ port, io, inNetwork, clock, signal });
+    },
     reopenContainerLog: containers.reopenLog,
     containerEvents(listener) {
       // A wrapper of its own, so that one function may listen twice.

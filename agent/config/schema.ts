@@ -98,7 +98,7 @@ const kubeletFields = {
   oomScoreAdj: integer({ default: -999, min: -1000, max: 1000, keepZero }),
   clusterDomain: string({ acted }),
   clusterDNS: list(string(), { acted }),
-  streamingConnectionIdleTimeout: duration({ default: '4h' }),
+  streamingConnectionIdleTimeout: duration({ default: '4h', acted }),
   nodeStatusUpdateFrequency: duration({ default: '10s', acted }),
   nodeStatusReportFrequency: duration({ default: '5m', acted }),
   nodeLeaseDurationSeconds: integer({ default: 40, min: 1, acted }),

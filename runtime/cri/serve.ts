@@ -11,7 +11,6 @@ import { describe, errnoOf, KeelsonError } from '../host/errors.ts';
 import { ensureFolder } from '../host/files.ts';
 import type { Logger } from '../host/log.ts';
 import type { ServedRuntime } from './runtime_service.ts';
-import type { GrpcEdge } from './server.ts';
 
 export interface CriOptions {
   /** Absolute path; at most 100 bytes, as the kernel wants it. */
@@ -20,6 +19,8 @@ export interface CriOptions {
   readonly images: ImageService;
   readonly log: Logger;
   readonly clock: Clock;
+  /** Where exec, attach and port-forward are served. Default: a free port on 127.0.0.1, idle for 4 h at most. */
+  readonly streaming?: { readonly address?: string; readonly port?: number; readonly idleMs?: number };
   /** What the verbose status of the runtime tells besides. */
   info?(): Promise<Readonly<Record<string, unknown>>>;
   /** What the verbose status of an image tells. */
@@ -49,7 +50,7 @@ export async function serveCri(options: CriOptions): Promise<CriServer> {
       hint: 'stop it first, or set keelson.criSocket',
     });
   }
-  let edge: Promise<GrpcEdge> | undefined;
+  let edge: Promise<Edge> | undefined;
   const connections = new Set<Socket>();
   const server = createServer({ pauseOnConnect: true }, (connection) => {
     connections.add(connection);
@@ -73,7 +74,7 @@ export async function serveCri(options: CriOptions): Promise<CriServer> {
     socket: path,
     async close() {
       const closed = new Promise<void>((resolve) => server.close(() => resolve()));
-      (await edge?.catch(() => undefined))?.close();
+      await (await edge?.catch(() => undefined))?.close();
       for (const connection of connections) connection.destroy();
       await closed;
       // A newer process may have put its own in place.
@@ -83,19 +84,41 @@ export async function serveCri(options: CriOptions): Promise<CriServer> {
   };
 }
 
-/** What is loaded with the first connection. */
-export function loadModules() {
-  return Promise.all([import('./server.ts'), import('./runtime_service.ts'), import('./image_service.ts')]);
+interface Edge {
+  serve(connection: Socket): void;
+  close(): Promise<void>;
 }
 
-async function loadEdge(options: CriOptions): Promise<GrpcEdge> {
+/** What is loaded with the first connection. */
+export function loadModules() {
+  return Promise.all([
+    import('./server.ts'),
+    import('./runtime_service.ts'),
+    import('./image_service.ts'),
+    import('../streaming/server.ts'),
+  ]);
+}
+
+async function loadEdge(options: CriOptions): Promise<Edge> {
   const { runtime, images, clock, log } = options;
-  const [{ makeGrpcEdge }, { makeRuntimeHandlers }, { makeImageHandlers }] = await loadModules();
+  const [{ makeGrpcEdge }, { makeRuntimeHandlers }, { makeImageHandlers }, { makeStreaming }] =
+    await loadModules();
+  const { address, port, idleMs } = options.streaming ?? {};
+  // It listens when the first URL is asked for.
+  const streaming = makeStreaming({ runtime, clock, log, address, port, idleMs });
+  const info = options.info ?? (async () => ({}));
   const handlers = {
-    ...makeRuntimeHandlers({ runtime, clock, info: options.info ?? (async () => ({})) }),
+    ...makeRuntimeHandlers({ runtime, streaming, clock, info }),
     ...makeImageHandlers({ images, clock, describe: options.describeImage }),
   };
-  return makeGrpcEdge(handlers, log);
+  const { serve, close } = makeGrpcEdge(handlers, log);
+  return {
+    serve,
+    async close() {
+      close();
+      await streaming.close();
+    },
+  };
 }
 
 /** Whether anybody accepts connections on `path`. */

@@ -15,6 +15,8 @@ export interface OciRuntime {
   readonly globalArgs: readonly string[];
   /** Asked once; a runtime that does not answer has none. */
   features(): Promise<OciFeatures>;
+  /** The options before the verb of every call that keelson itself makes. */
+  readonly callArgs: readonly string[];
   /** Lets the created container's process go. Throws CONTAINER_START_FAILED. */
   start(id: string, signal?: AbortSignal): Promise<void>;
   /** Makes and starts without a monitor; the process gets no standard streams. Throws SANDBOX_CREATE_FAILED. */
@@ -78,6 +80,7 @@ export function makeOciRuntime(options: {
         });
       }
     },
+    callArgs: withDriver,
     async start(id, signal) {
       try {
         await call(['start', id], signal);

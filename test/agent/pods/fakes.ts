@@ -223,6 +223,9 @@ export function fakeRuntime(clock: Clock, delay: () => Promise<void> = turn): Fa
     },
     updateContainerResources: async () => {},
     handlers: async () => [],
+    exec: async () => 0,
+    attach: async () => {},
+    portForward: async () => {},
     reopenContainerLog: async () => {},
     containerEvents(listener) {
       listeners.add(listener);
