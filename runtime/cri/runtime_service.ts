@@ -94,7 +94,7 @@ export function makeRuntimeHandlers({
           name,
           features: { recursiveReadOnlyMounts, userNamespaces },
         })),
-        features: { supplementalGroupsPolicy: true },
+        features: { supplementalGroupsPolicy: true, mountOptions: true },
       };
     },
     async RuntimeConfig() {
