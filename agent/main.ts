@@ -181,7 +181,11 @@ async function assemble(
         log: log.child({ room: 'cri' }),
         clock,
         streaming: { idleMs: config.streamingConnectionIdleTimeout },
-        info: async () => ({ config: { ...keelson, cgroupDriver: config.cgroupDriver } }),
+        info: async () => ({
+          config: { ...keelson, cgroupDriver: config.cgroupDriver },
+          cniconfig: { PluginDirs: keelson.cniBinDirs, PluginConfDirs: keelson.cniConfDirs },
+          lastCNILoadStatus: (await cni.status()).message || 'OK',
+        }),
       });
       after(() => cri.close());
     }

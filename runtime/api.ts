@@ -595,6 +595,8 @@ export interface RuntimeStats {
 /** What the runtime can do and is, for kubelets and for people. */
 export interface RuntimeDetails {
   readonly cgroupDriver: 'cgroupfs' | 'systemd';
+  /** Whether the node has CRIU, which checkpoints of containers need. */
+  canCheckpoint(): Promise<boolean>;
   /** For people who look closer: pid, configuration, OCI specification. Throws NOT_FOUND. */
   containerInfo(id: string): Promise<Readonly<Record<string, unknown>>>;
   sandboxInfo(id: string): Promise<Readonly<Record<string, unknown>>>;
