@@ -133,6 +133,9 @@ export function imageSpecOf(image: Wire<'ImageSpec'> | undefined): ImageSpec {
 }
 
 function mountOf(mount: Wire<'Mount'>): Mount {
+  if (mount.image !== undefined && !mount.readonly) {
+    throw invalid(`mounts: the image at ${mount.containerPath} can only be mounted with readonly`);
+  }
   return {
     containerPath: mount.containerPath,
     hostPath: mount.hostPath,

@@ -239,7 +239,12 @@ test('mounts, devices and namespaces come back in the status as they were asked 
           selinuxRelabel: true,
         },
         { containerPath: '/b', hostPath: '/h', uidMappings: ids, gidMappings: ids, mountOptions: ['nosuid'] },
-        { containerPath: '/c', image: { image, userSpecifiedImage: 'data:1' }, imageSubPath: 'x/y' },
+        {
+          containerPath: '/c',
+          readonly: true,
+          image: { image, userSpecifiedImage: 'data:1' },
+          imageSubPath: 'x/y',
+        },
       ],
       CDIDevices: [{ name: 'vendor.com/class=name' }],
       linux: {
@@ -279,6 +284,13 @@ test('mounts, devices and namespaces come back in the status as they were asked 
       ),
     { code: 'INVALID_ARGUMENT' },
   );
+});
+
+test('an image is mounted read-only or not at all', () => {
+  const mounts = [{ containerPath: '/c', image: { image: 'i' } }];
+  assert.throws(() => containerConfigOf(wire('ContainerConfig', { ...smallest, mounts })), {
+    code: 'INVALID_ARGUMENT',
+  });
 });
 
 test('zeros of resources are not set, and the greatest is no limit', () => {
