@@ -16,6 +16,14 @@ export interface ContainerFolders {
   readonly data: string;
 }
 
+/** How the files of layers appear in a container. */
+export interface LayerView {
+  /** Where it has a user namespace. */
+  readonly ids?: LayerIds;
+  /** The SELinux label of all of them, where the host has SELinux. */
+  readonly label?: string;
+}
+
 /** How ids of the layers appear in a container with a user namespace. */
 export interface LayerIds {
   /** Path of the pinned user namespace. */
@@ -28,12 +36,14 @@ export interface LayerIds {
 const maxOptions = 4095;
 
 /** Pure; without `data` for a read-only mount of several layers. Throws CONTAINER_CREATE_FAILED where paths do not fit. */
-export function overlayOptions(layers: readonly string[], data?: string): string {
+export function overlayOptions(layers: readonly string[], data?: string, label?: string): string {
   // Backslashes escape what overlayfs itself gives a meaning to.
   const quote = (path: string) => path.replace(/[\\:,]/g, '\\$&');
   const writable =
     data === undefined ? [] : [`upperdir=${quote(`${data}/upper`)}`, `workdir=${quote(`${data}/work`)}`];
-  const options = [`lowerdir=${layers.map(quote).join(':')}`, ...writable].join(',');
+  // Quoted, since levels contain commas.
+  const labelled = label === undefined ? [] : [`context="${label}"`];
+  const options = [`lowerdir=${layers.map(quote).join(':')}`, ...writable, ...labelled].join(',');
   if (Buffer.byteLength(options) <= maxOptions) return options;
   throw new KeelsonError(
     'CONTAINER_CREATE_FAILED',
@@ -46,7 +56,7 @@ export function overlayOptions(layers: readonly string[], data?: string): string
 export async function mountRootfs(
   folders: ContainerFolders,
   layers: readonly string[],
-  ids?: LayerIds,
+  { ids, label }: LayerView = {},
 ): Promise<void> {
   const { bundle, rootfs, data } = folders;
   const top = layers[0];
@@ -63,7 +73,7 @@ export async function mountRootfs(
   if (uid !== 0 || gid !== 0) await chown(upper, uid, gid);
   await chmod(upper, info.mode & 0o7777);
   await withIds(bundle, layers, ids, (lower) =>
-    mount('overlay', rootfs, 'overlay', 0, overlayOptions(lower, data)),
+    mount('overlay', rootfs, 'overlay', 0, overlayOptions(lower, data, label)),
   );
 }
 
@@ -72,14 +82,20 @@ export async function mountImage(
   bundle: string,
   target: string,
   layers: readonly string[],
-  ids?: LayerIds,
+  { ids, label }: LayerView = {},
 ): Promise<void> {
   // overlayfs wants two layers at least where there is nothing to write to.
   const empty = `${bundle}/empty`;
   await mkdir(target, { recursive: true, mode: 0o755 });
   await mkdir(empty, { recursive: true, mode: 0o755 });
   await withIds(bundle, layers, ids, (lower) =>
-    mount('overlay', target, 'overlay', mountFlags.RDONLY, overlayOptions([...lower, empty])),
+    mount(
+      'overlay',
+      target,
+      'overlay',
+      mountFlags.RDONLY,
+      overlayOptions([...lower, empty], undefined, label),
+    ),
   );
 }
 

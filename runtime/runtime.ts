@@ -58,6 +58,8 @@ export interface RuntimeOptions {
   readonly handlers?: Readonly<Record<string, { readonly path: string }>>;
   /** Default: conmon on the PATH. */
   readonly conmon?: string;
+  /** Containers get SELinux labels, on hosts with SELinux. Default: false, as in containerd. */
+  readonly selinux?: boolean;
   /** Where the specifications of CDI devices lie; later folders win. Default: /etc/cdi and /var/run/cdi. */
   readonly cdiFolders?: readonly string[];
   /** Default: cgroupfs. */
@@ -104,7 +106,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
     }),
     host: readHostFacts(cgroups.version),
     apparmor: makeAppArmor({ tempDir: folders.runDir }),
-    selinux: makeSelinux(),
+    selinux: makeSelinux(options.selinux ?? false),
     cdi: makeCdiRegistry(options.cdiFolders),
     bootId: readBootId(),
     hostname: hostname(),

@@ -12,6 +12,7 @@ import { type LayerIds, makeImageVolumes, mountRootfs } from '../rootfs.ts';
 import { wantedNamespaces } from '../sandbox_config.ts';
 import { joinedPins } from '../sandbox_namespaces.ts';
 import { confine } from '../security/confinement.ts';
+import { levelFor } from '../security/selinux.ts';
 import { outsideId } from '../security/userns.ts';
 import type { SandboxRecord } from '../state.ts';
 import { type Monitored, startMonitor } from './conmon.ts';
@@ -54,8 +55,11 @@ export async function createInBundle(
   const cdiNames = wantedCdiDevices(config.cdiDevices ?? [], config.annotations);
   const features = await runtime.features();
   if (ids !== undefined && !features.idmap) throw noUserNamespaces(sandbox.handler);
+  const ofPod = sandbox.config.linux.security.selinux;
+  const labels = context.selinux.labelsFor(security.selinux ?? ofPod, privileged, levelFor(sandbox.id));
+  const view = { ids, label: labels?.mount };
   const [mounts, devices, confinement, cdi] = await allSettled([
-    mountImageVolumes(context, places, id, config.mounts, ids).then((ready) =>
+    mountImageVolumes(context, places, id, config.mounts, view).then((ready) =>
       Promise.all(ready.map(prepareSource)),
     ),
     privileged ? hostDevices() : wantedDevices(config.devices ?? []),
@@ -64,14 +68,14 @@ export async function createInBundle(
       {
         ...security,
         privileged,
-        selinux: security.selinux ?? sandbox.config.linux.security.selinux,
+        selinux: security.selinux ?? ofPod,
         capabilities: capabilities.all,
       },
       features,
       sandbox.id,
     ),
     context.cdi.resolve(cdiNames),
-    mountRootfs(places, image.layers, ids),
+    mountRootfs(places, image.layers, view),
     logPath === undefined ? undefined : makeLog(logPath),
   ]);
   if (namespaces.user !== undefined) {
@@ -90,11 +94,17 @@ export async function createInBundle(
       wanted = [...mounts, ...(await declaredVolumes(places.rootfs, Volumes, mounts))];
     }
   }
-  if (confinement.selinux !== undefined) {
-    for (const mount of mounts.filter(
-      ({ selinuxRelabel, image: of }) => selinuxRelabel && of === undefined,
-    )) {
-      await context.selinux.relabel(await realpath(mount.hostPath), confinement.selinux.mount);
+  const files = sandboxFiles(context, sandbox);
+  if (labels !== undefined) {
+    const asked = mounts.filter(({ selinuxRelabel, image: of }) => selinuxRelabel && of === undefined);
+    const shared = wantedNamespaces(sandbox.config).ipc ? [files.shm] : [];
+    for (const path of [
+      files.resolvConf,
+      files.hostname,
+      ...shared,
+      ...asked.map(({ hostPath }) => hostPath),
+    ]) {
+      await context.selinux.relabel(await realpath(path), labels.mount);
     }
   }
   const user = resolveUser(
@@ -119,7 +129,7 @@ export async function createInBundle(
     namespaces,
     mountPlan: planMounts({
       wanted,
-      files: sandboxFiles(context, sandbox),
+      files,
       privileged,
       readonlyRootfs: security.readonlyRootfs ?? false,
       hostMounts: wanted.some(({ propagation }) => propagation !== 'private') ? readMounts() : [],

@@ -8,10 +8,16 @@ export interface OciFeatures {
   readonly idmap: boolean;
   /** Undefined: it does not say. */
   readonly seccomp: boolean | undefined;
+  readonly apparmor: boolean | undefined;
 }
 
 /** Of a runtime that has no `features` command. */
-export const noFeatures: OciFeatures = { recursiveReadonly: false, idmap: false, seccomp: undefined };
+export const noFeatures: OciFeatures = {
+  recursiveReadonly: false,
+  idmap: false,
+  seccomp: undefined,
+  apparmor: undefined,
+};
 
 /** From what `features` prints; `kernel` as uname -r. Pure; anything that is not of the form counts as not said. */
 export function parseFeatures(text: string, kernel = release()): OciFeatures {
@@ -28,7 +34,10 @@ export function parseFeatures(text: string, kernel = release()): OciFeatures {
       value,
     );
   const has = (list: unknown, word: string) => Array.isArray(list) && list.includes(word);
-  const seccomp = at(said, 'linux', 'seccomp', 'enabled');
+  const enabled = (module: string) => {
+    const value = at(said, 'linux', module, 'enabled');
+    return typeof value === 'boolean' ? value : undefined;
+  };
   return {
     // mount_setattr(2) with AT_RECURSIVE.
     recursiveReadonly: has(at(said, 'mountOptions'), 'rro') && isSince(kernel, 5, 12),
@@ -37,7 +46,8 @@ export function parseFeatures(text: string, kernel = release()): OciFeatures {
       has(at(said, 'linux', 'namespaces'), 'user') &&
       // Idmapped layers below an overlay.
       isSince(kernel, 5, 19),
-    seccomp: typeof seccomp === 'boolean' ? seccomp : undefined,
+    seccomp: enabled('seccomp'),
+    apparmor: enabled('apparmor'),
   };
 }
 

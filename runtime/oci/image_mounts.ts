@@ -4,7 +4,7 @@ import { posix } from 'node:path';
 import type { Mount } from '../api.ts';
 import type { Context } from '../context.ts';
 import { describe, isError, KeelsonError } from '../host/errors.ts';
-import { type ContainerFolders, imageMountPlace, type LayerIds, mountImage } from '../rootfs.ts';
+import { type ContainerFolders, imageMountPlace, type LayerView, mountImage } from '../rootfs.ts';
 import { resolveInside } from './user.ts';
 
 /**
@@ -17,7 +17,7 @@ export async function mountImageVolumes(
   places: ContainerFolders,
   id: string,
   mounts: readonly Mount[],
-  ids: LayerIds | undefined,
+  view: LayerView,
 ): Promise<readonly Mount[]> {
   const ready: Mount[] = [];
   for (const [index, mount] of mounts.entries()) {
@@ -33,7 +33,7 @@ export async function mountImageVolumes(
     try {
       const found = await images.forContainer(image.image);
       images.lease(found.id, id);
-      await mountImage(places.bundle, target, found.layers, ids);
+      await mountImage(places.bundle, target, found.layers, view);
     } catch (error) {
       if (isError(error, 'ABORTED')) throw error;
       throw failed(`image ${image.image} cannot be mounted at ${containerPath}: ${describe(error)}`, error);

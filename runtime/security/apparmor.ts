@@ -19,7 +19,12 @@ export interface AppArmor {
    * said, containers that are not privileged get the default.
    * Throws CONTAINER_CONFIG_INVALID for a profile where the host has no AppArmor, or not that profile.
    */
-  profileFor(profile: SecurityProfile | undefined, privileged: boolean): Promise<string | undefined>;
+  profileFor(
+    profile: SecurityProfile | undefined,
+    privileged: boolean,
+    /** The OCI runtime was built with AppArmor; undefined where it does not say. */
+    supported?: boolean,
+  ): Promise<string | undefined>;
 }
 
 /** `root` is /, and something else in tests. */
@@ -59,14 +64,14 @@ export function makeAppArmor(options: { readonly tempDir: string; readonly root?
 
   return {
     enabled,
-    async profileFor(profile, privileged) {
+    async profileFor(profile, privileged, supported) {
       const { type, localhostRef = '' } = profile ?? { type: 'RuntimeDefault' as const };
       if (type === 'Unconfined') return undefined;
-      if (!enabled) {
+      if (!enabled || supported === false) {
         if (profile === undefined || privileged) return undefined;
         throw new KeelsonError(
           'CONTAINER_CONFIG_INVALID',
-          `an AppArmor profile (${type === 'Localhost' ? localhostRef : type}) is wanted, but AppArmor is not supported on this node`,
+          `an AppArmor profile (${type === 'Localhost' ? localhostRef : type}) is wanted, but AppArmor is not supported ${enabled ? 'by the OCI runtime' : 'on this node'}`,
           { hint: 'switch AppArmor on in the kernel and install apparmor, or set the profile to Unconfined' },
         );
       }

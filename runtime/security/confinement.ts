@@ -21,13 +21,13 @@ export async function confine(
     /** With CAP_. */
     readonly capabilities: readonly string[];
   },
-  runtime: { readonly seccomp: boolean | undefined },
+  runtime: { readonly seccomp: boolean | undefined; readonly apparmor: boolean | undefined },
   sandboxId: string,
 ): Promise<Confinement> {
   const { privileged, capabilities } = wanted;
   const [seccomp, apparmor] = await Promise.all([
     seccompFor(wanted.seccomp, { privileged, capabilities, supported: runtime.seccomp }),
-    modules.apparmor.profileFor(wanted.apparmor, privileged),
+    modules.apparmor.profileFor(wanted.apparmor, privileged, runtime.apparmor),
   ]);
   return {
     seccomp,

@@ -45,9 +45,12 @@ const never = new Set([
 for (const path of ['/run', '/sbin', '/srv', '/sys', '/tmp', '/usr', '/var', '/var/lib', '/var/log'])
   never.add(path);
 
-/** `root` is /, and something else in tests. */
-export function makeSelinux(root = '/'): Selinux {
-  const enabled = existsSync(join(root, 'sys/fs/selinux/enforce'));
+/**
+ * `wanted`: labels are used where the host can. Containers with labels see volumes only where those were relabelled, so it
+ * is somebody's decision. `root` is /, and something else in tests.
+ */
+export function makeSelinux(wanted: boolean, root = '/'): Selinux {
+  const enabled = wanted && existsSync(join(root, 'sys/fs/selinux/enforce'));
   const base = enabled ? readContexts(root) : undefined;
   return {
     enabled,

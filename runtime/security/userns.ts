@@ -86,9 +86,12 @@ export async function makeUserNamespaces(
     child.kill('SIGKILL');
     await ended;
   };
+  let broken = (_: Error) => {};
+  const onAbort = () => broken(abortError(signal!, 'making the user namespace'));
   try {
     // cat answers once unshare has become it, and so once the namespaces are there.
     await new Promise<void>((resolve, reject) => {
+      broken = reject;
       let said = '';
       child.stderr.on('data', (text: Buffer) => {
         said += text.toString('utf8').slice(0, 1000);
@@ -96,9 +99,7 @@ export async function makeUserNamespaces(
       child.once('error', reject);
       child.once('close', () => reject(new Error(said.trim() || 'unshare ended')));
       child.stdout.once('data', () => resolve());
-      signal?.addEventListener('abort', () => reject(abortError(signal, 'making the user namespace')), {
-        once: true,
-      });
+      signal?.addEventListener('abort', onAbort, { once: true });
       child.stdin.on('error', () => {});
       child.stdin.write('\n');
     });
@@ -118,5 +119,7 @@ export async function makeUserNamespaces(
         hint: 'see user.max_user_namespaces (sysctl) and whether the kernel has CONFIG_USER_NS',
       },
     );
+  } finally {
+    signal?.removeEventListener('abort', onAbort);
   }
 }

@@ -246,6 +246,8 @@ test('AppArmor: the default profile, on hosts with and without', async (t) => {
   const present = makeAppArmor({ tempDir: root, root });
   assert.equal(await present.profileFor(undefined, false), 'keelson-default');
   assert.equal(await present.profileFor({ type: 'RuntimeDefault' }, true), undefined);
+  assert.equal(await present.profileFor(undefined, false, false), undefined, 'a runtime without it');
+  await assert.rejects(present.profileFor({ type: 'RuntimeDefault' }, false, false), /by the OCI runtime/);
   assert.equal(await present.profileFor({ type: 'Unconfined' }, false), undefined);
   assert.equal(await present.profileFor({ type: 'Localhost', localhostRef: 'localhost/mine' }, true), 'mine');
   await assert.rejects(
@@ -274,14 +276,15 @@ test('SELinux labels', async (t) => {
   }
   const root = await mkdtemp(join(tmpdir(), 'keelson-test-'));
   t.after(() => rm(root, { recursive: true }));
-  const absent = makeSelinux(root);
+  const absent = makeSelinux(true, root);
   assert.equal(absent.labelsFor({ level: 's0:c1' }, false, 's0'), undefined);
   for (const option of [{ level: 's0;x' }, { type: 'a:b' }, { user: 'a\0' }]) {
     assert.throws(() => absent.labelsFor(option, false, 's0'), invalid);
   }
   await mkdir(join(root, 'sys/fs/selinux'), { recursive: true });
   await writeFile(join(root, 'sys/fs/selinux/enforce'), '1');
-  const present = makeSelinux(root);
+  const present = makeSelinux(true, root);
+  assert.equal(makeSelinux(false, root).labelsFor({ level: 's0' }, false, 's0'), undefined, 'not wanted');
   assert.equal(
     present.labelsFor(undefined, false, 's0:c3,c4')?.process,
     'system_u:system_r:container_t:s0:c3,c4',
@@ -400,7 +403,7 @@ test('features of runtimes', () => {
       mountExtensions: { idmap: { enabled: true } },
     },
   };
-  const all = { recursiveReadonly: true, idmap: true, seccomp: true };
+  const all = { recursiveReadonly: true, idmap: true, seccomp: true, apparmor: undefined };
   assert.deepEqual(parseFeatures(JSON.stringify(said), '6.1.0-13-amd64'), all);
   assert.deepEqual(parseFeatures(JSON.stringify(said), '5.11.2'), {
     ...all,

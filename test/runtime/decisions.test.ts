@@ -284,6 +284,10 @@ test('overlay options', () => {
     overlayOptions(['/l/2', '/l/1'], '/d'),
     'lowerdir=/l/2:/l/1,upperdir=/d/upper,workdir=/d/work',
   );
+  assert.equal(
+    overlayOptions(['/2', '/1'], undefined, 'a:b:c:s0:c1,c2'),
+    'lowerdir=/2:/1,context="a:b:c:s0:c1,c2"',
+  );
   assert.match(overlayOptions(['/a:b,c'], '/d'), /^lowerdir=\/a\\:b\\,c,/);
   const many = Array.from({ length: 127 }, (_, index) => `/var/lib/keelson/layers/${index}${'x'.repeat(20)}`);
   assert.throws(
