@@ -52,8 +52,12 @@ interface Entry extends SpdyStream {
   /** What a `write` holds that is not sent yet. */
   pending: { bytes: Buffer; done: (error?: Error) => void } | undefined;
   sendWindow: number;
-  /** Received and not yet announced as taken. */
-  unannounced: number;
+  /** Received, until the reader asks for it. */
+  readonly queue: Buffer[];
+  queued: number;
+  asked: boolean;
+  /** Taken by the reader and not yet announced. */
+  taken: number;
   ended: { ours: boolean; theirs: boolean };
 }
 
@@ -82,7 +86,6 @@ export function makeSpdySession(options: SpdyOptions): SpdySession {
   let windows = false;
   let initialWindow = defaultWindow;
   let sessionWindow = defaultWindow;
-  let sessionUnannounced = 0;
   let over = false;
   let saidGoodbye = false;
   let lastFrame = clock.monotonic();
@@ -162,14 +165,23 @@ export function makeSpdySession(options: SpdyOptions): SpdySession {
   };
 
   const announce = (entry: Entry) => {
-    if (!windows) return;
-    const taken = entry.unannounced - entry.io.readableLength;
-    if (taken < defaultWindow / 2) return;
-    entry.unannounced -= taken;
-    sessionUnannounced += taken;
-    if (!entry.ended.theirs) send({ type: 'window', id: entry.id, delta: taken });
-    send({ type: 'window', id: 0, delta: sessionUnannounced });
-    sessionUnannounced = 0;
+    if (!windows || entry.taken < defaultWindow / 2) return;
+    if (!entry.ended.theirs) send({ type: 'window', id: entry.id, delta: entry.taken });
+    send({ type: 'window', id: 0, delta: entry.taken });
+    entry.taken = 0;
+  };
+  /** Hands the reader what it asks for. */
+  const deliver = (entry: Entry) => {
+    while (entry.asked && entry.queue.length > 0) {
+      const data = entry.queue.shift()!;
+      entry.queued -= data.length;
+      entry.taken += data.length;
+      entry.asked = entry.io.push(data);
+    }
+    if (entry.queue.length > 0) return;
+    letGo(entry.id);
+    if (entry.ended.theirs) entry.io.push(null);
+    announce(entry);
   };
 
   const add = (id: number, headers: Headers): Entry => {
@@ -178,14 +190,17 @@ export function makeSpdySession(options: SpdyOptions): SpdySession {
       headers,
       pending: undefined,
       sendWindow: initialWindow,
-      unannounced: 0,
+      queue: [],
+      queued: 0,
+      asked: false,
+      taken: 0,
       ended: { ours: false, theirs: false },
       io: new Duplex({
         readableHighWaterMark: defaultWindow,
         writableHighWaterMark: defaultWindow,
         read() {
-          letGo(id);
-          announce(entry);
+          entry.asked = true;
+          deliver(entry);
         },
         write(bytes: Buffer, _encoding, done) {
           entry.pending = { bytes, done };
@@ -213,10 +228,8 @@ export function makeSpdySession(options: SpdyOptions): SpdySession {
   };
 
   const endTheirs = (entry: Entry) => {
-    entry.io.push(null);
     endedSide(entry, 'theirs');
-    // Nobody asks for more after the end, so nobody would let go later.
-    letGo(entry.id);
+    deliver(entry);
   };
 
   const take: { [T in Frame['type']]: (frame: Extract<Frame, { type: T }>) => void } = {
@@ -245,7 +258,7 @@ export function makeSpdySession(options: SpdyOptions): SpdySession {
     },
     'syn-reply'({ id, fin }) {
       const entry = streams.get(id);
-      if (entry !== undefined && fin) endTheirs(entry);
+      if (entry !== undefined && fin && !entry.ended.theirs) endTheirs(entry);
     },
     headers({ id, fin }) {
       const entry = streams.get(id);
@@ -289,8 +302,12 @@ export function makeSpdySession(options: SpdyOptions): SpdySession {
         else if (entry?.ended.theirs) send({ type: 'reset', id, status: resetStatus.STREAM_ALREADY_CLOSED });
         return;
       }
-      entry.unannounced += data.length;
-      if (data.length > 0 && !entry.io.push(data) && entry.io.readableLength > mostUnread) hold(id);
+      if (data.length > 0) {
+        entry.queue.push(data);
+        entry.queued += data.length;
+        deliver(entry);
+        if (entry.queued > mostUnread) hold(id);
+      }
       if (fin) endTheirs(entry);
     },
   };

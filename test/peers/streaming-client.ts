@@ -56,7 +56,7 @@ export interface RunningClient extends ChildProcessWithoutNullStreams {
   said(pattern: RegExp): Promise<RegExpExecArray>;
 }
 
-const deadlineMs = 6_000;
+const deadlineMs = 60_000;
 
 /** Starts it; it is killed when it takes longer than a minute. `keep` false: its standard output is the caller's to read. */
 export function startClient(program: string, args: readonly string[], keep = true): RunningClient {
