@@ -2,6 +2,7 @@
 import { flushCompileCache } from 'node:module';
 import { join, resolve } from 'node:path';
 import { makeCni } from '../cni/network.ts';
+import type { ImageFolder } from '../images/archive/watch.ts';
 import { type ImagesOptions, makeImages } from '../images/service.ts';
 import { makeUnpackPool } from '../images/unpack/pool.ts';
 import { loadModules, serveCri } from '../runtime/cri/serve.ts';
@@ -127,6 +128,7 @@ async function assemble(
     after(() => db.close());
     let access: ImageAccess | undefined;
     let imageGc: ImageGc | undefined;
+    let watched: ImageFolder | undefined;
     /** What the node itself has for an image: for pulls of the command line, and for mirrors. */
     const nodeAuths = async (image: string, signal: AbortSignal) => {
       const found = await access?.credentials(image, nobody, signal);
@@ -135,6 +137,7 @@ async function assemble(
     const imageRoom = await makeImages({
       ...imagesOptions(config, db, log, clock),
       onStorageFull: () => imageGc?.spaceRanOut(),
+      onImageLost: () => watched?.look(),
       mirrorAuths: (host) => nodeAuths(`${host}/any`, ending.signal),
     });
     const pulls = countPulls(imageRoom, clock);
@@ -386,7 +389,7 @@ async function assemble(
     }
     const archives = once(async () => {
       const { watchImageFolder } = await import('../images/archive/watch.ts');
-      const watched = watchImageFolder({
+      watched = watchImageFolder({
         folder: keelson.imagesDir ?? join(keelson.stateDir, 'images'),
         db,
         images,
@@ -394,7 +397,7 @@ async function assemble(
         clock,
         onEvent: calm.stir,
       });
-      after(() => watched.close());
+      after(() => watched?.close());
     });
     const calm = whenCalm(clock, calmMs, () => {
       archives().catch((error: unknown) => log.error({ err: error }, 'image archives are not looked for'));

@@ -82,7 +82,6 @@ export async function pull(
       throw error;
     }
     store.commitImage({ id, config: configBytes, manifest: bytes, diffIds }, names, found.digests);
-    await store.settled();
   } finally {
     release();
   }

@@ -147,6 +147,8 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
   const listeners = new Set<(progress: PullProgress) => void>();
   const closing = new AbortController();
   const verifier = makeVerifier({ store, unpack, log, blobs, onLost: options.onImageLost });
+  /** Until they are verified, which takes seconds, nobody can tell which images are here. */
+  const doubts = store.doubts.length === 0 ? undefined : verifier.verifyDoubts(closing.signal);
   void verifier.verifyStart(closing.signal);
   /** Imports and exports, which are seldom (their code is loaded for each), and removals of blobs. */
   const archiving = new Set<Promise<unknown>>();
@@ -189,6 +191,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       return found === undefined ? [] : [describe(found)];
     },
     async imageStatus({ image }) {
+      await doubts;
       const found = find(image);
       return found === undefined ? undefined : describe(found);
     },
@@ -199,6 +202,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
         throw new KeelsonError('IMAGE_NAME_INVALID', `${image} is an image id: only a name can be pulled`);
       }
       const reference = parseReference(image);
+      await doubts;
       // Whoever has other credentials must show them to the registry himself.
       const key = `pull of ${formatReference(reference)}`;
       const run = `${key} ${fingerprint(auths)}`;
@@ -245,6 +249,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       return { mountpoint: stateDir, ...store.usage() };
     },
     async forContainer(image) {
+      await doubts;
       const found = find(image);
       if (found === undefined) {
         throw new KeelsonError('IMAGE_NOT_PRESENT', `image ${image} is not present on this node`);

@@ -2,7 +2,9 @@
  * The layers of the store: one folder for each below `layers/`, its map beside it, and a row that says which diffID it
  * holds. Layers are shared by images and never change.
  *
- * A layer becomes real in the order: unpacked in `staging/`, synced to the disk, renamed to `layers/`, row written.
+ * A layer becomes real in the order: unpacked in `staging/`, renamed to `layers/`, row written as not synced; it can be
+ * used from here on, for a slow disk takes longer to sync than the network to bring it. Soon after, the file system is
+ * synced and the row says so. What a power cut finds not synced is trusted no more until it has been verified.
  * It goes in the opposite order.
  */
 import { randomBytes } from 'node:crypto';
@@ -11,11 +13,14 @@ import { join } from 'node:path';
 import type { Clock } from '../../runtime/host/clock.ts';
 import type { Database } from '../../runtime/host/database.ts';
 import { errnoOf } from '../../runtime/host/errors.ts';
-import { removeTree, syncFolder } from '../../runtime/host/files.ts';
+import { removeTree } from '../../runtime/host/files.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import { mapOf } from '../unpack/tar_map.ts';
 import { folderName, sweep } from './start.ts';
 import type { KnownLayer, LayerRow, Store, StrayLayer } from './store.ts';
+
+/** Syncing waits for this long after the last layer, so that it does not get in the way of those that still come. */
+const calmMs = 1000;
 
 /** By then even a disk that says too early that it has written has done so. */
 const settleMs = 600_000;
@@ -31,6 +36,7 @@ export type LayerStore = Pick<
   | 'isHeld'
   | 'knownLayers'
   | 'suspects'
+  | 'doubts'
   | 'strays'
   | 'adoptStray'
   | 'dropStray'
@@ -42,6 +48,10 @@ export type LayerStore = Pick<
   releaseRetired(holder: string): void;
   folderOf(number: number): string;
   settle(): void;
+  /** Resolves when all layers so far are on the disk, and their rows say so. Throws SYSCALL_FAILED. */
+  synced(): Promise<void>;
+  /** Ends the waiting for a calm moment. */
+  close(): void;
   /** Resolves when all removals are done. */
   idle(): Promise<void>;
 };
@@ -94,17 +104,45 @@ export async function openLayerStore(options: {
   const found = await sweep(db, layersFolder, stagingFolder, log, stagingPath, discard);
   let lastNumber = found.highestNumber;
   const strays = new Set(found.strays);
-  const suspects = options.afterPowerCut
-    ? sql('SELECT diff_id FROM layers WHERE settled = 0 AND damaged = 0 ORDER BY number')
-        .all()
-        .map((row) => String(row['diff_id']))
-    : [];
+  const select = (where: string) =>
+    sql(`SELECT diff_id FROM layers WHERE ${where} AND damaged = 0 ORDER BY number`)
+      .all()
+      .map((row) => String(row['diff_id']));
+  const doubts = options.afterPowerCut ? select('synced = 0') : [];
+  // Until they are verified. The others of the newest are trusted meanwhile.
+  if (doubts.length > 0) sql('UPDATE layers SET damaged = 1 WHERE synced = 0').run();
+  const doubtful = new Set(doubts);
+  const suspects = options.afterPowerCut ? select('settled = 0') : [];
+  /** Layers whose bytes may not be on the disk yet. */
+  const unsynced = new Set(options.afterPowerCut ? [] : select('synced = 0'));
   /** Layers that have not settled, and since when they are on the disk (monotonic). */
   const unsettled = new Map<string, number>();
   for (const row of sql('SELECT diff_id FROM layers WHERE settled = 0').all()) {
     const diffId = String(row['diff_id']);
-    if (!suspects.includes(diffId)) unsettled.set(diffId, clock.monotonic());
+    if (!suspects.includes(diffId) && !unsynced.has(diffId)) unsettled.set(diffId, clock.monotonic());
   }
+  let cancelSync = () => {};
+  const synced = async () => {
+    cancelSync();
+    const these = [...unsynced];
+    if (these.length === 0) return;
+    await sync();
+    db.transaction(() => {
+      for (const diffId of these) sql('UPDATE layers SET synced = 1 WHERE diff_id = ?').run(diffId);
+    });
+    for (const diffId of these) if (unsynced.delete(diffId)) unsettled.set(diffId, clock.monotonic());
+  };
+  const syncSoon = () => {
+    cancelSync();
+    cancelSync = clock.after(calmMs, () =>
+      track(
+        synced().catch((err: unknown) =>
+          log.error({ err }, 'the image store could not be written to the disk'),
+        ),
+      ),
+    );
+  };
+  if (unsynced.size > 0) syncSoon();
   const settle = () => {
     for (const [diffId, since] of unsettled) {
       if (clock.monotonic() - since < settleMs) continue;
@@ -123,14 +161,14 @@ export async function openLayerStore(options: {
   };
 
   /** Writes the row of a layer whose folder is there already. False: there is a good one. */
-  const addRow = (number: number, { diffId, size, inodes, mapped }: LayerRow): boolean => {
+  const addRow = (number: number, { diffId, size, inodes, mapped }: LayerRow, isSynced: boolean): boolean => {
     let unused: number | undefined;
     const added = db.transaction(() => {
       const old = sql('SELECT number, damaged FROM layers WHERE diff_id = ?').get(diffId);
-      const values = [number, size, inodes, mapped ? 1 : 0, clock.now()];
+      const values = [number, size, inodes, mapped ? 1 : 0, clock.now(), isSynced ? 1 : 0];
       if (old === undefined) {
         sql(
-          'INSERT INTO layers (number, size, inodes, mapped, added, diff_id) VALUES (?, ?, ?, ?, ?, ?)',
+          'INSERT INTO layers (number, size, inodes, mapped, added, synced, diff_id) VALUES (?, ?, ?, ?, ?, ?, ?)',
         ).run(...values, diffId);
         return true;
       }
@@ -138,13 +176,17 @@ export async function openLayerStore(options: {
       const oldNumber = Number(old['number']);
       if (!retire(oldNumber, diffId)) unused = oldNumber;
       sql(
-        `UPDATE layers SET number = ?, size = ?, inodes = ?, mapped = ?, added = ?, damaged = 0, settled = 0
+        `UPDATE layers SET number = ?, size = ?, inodes = ?, mapped = ?, added = ?, synced = ?, damaged = 0, settled = 0
          WHERE diff_id = ?`,
       ).run(...values, diffId);
       return true;
     });
     if (unused !== undefined) discardLayer(unused);
-    if (added) unsettled.set(diffId, clock.monotonic());
+    if (added && isSynced) unsettled.set(diffId, clock.monotonic());
+    if (added && !isSynced) {
+      unsynced.add(diffId);
+      syncSoon();
+    }
     settle();
     return added;
   };
@@ -158,6 +200,7 @@ export async function openLayerStore(options: {
     });
     for (const row of unneeded) {
       unsettled.delete(String(row['diff_id']));
+      unsynced.delete(String(row['diff_id']));
       discardLayer(Number(row['number']));
     }
     return unneeded.reduce((sum, row) => sum + Number(row['size']), 0);
@@ -173,15 +216,13 @@ export async function openLayerStore(options: {
     discard,
     async commitLayer(folder, layer) {
       if (!layer.mapped) await rm(mapOf(folder), { force: true });
-      await sync();
       const number = ++lastNumber;
       const target = folderOf(number);
       if (layer.mapped) await rename(mapOf(folder), mapOf(target));
       let added = false;
       try {
         await rename(folder, target);
-        await syncFolder(layersFolder);
-        added = addRow(number, layer);
+        added = addRow(number, layer, false);
       } finally {
         // No row (a full disk): nothing else would find it. Or a fetch that was given up was done all the same, and
         // a second one too: one of them is enough.
@@ -228,6 +269,7 @@ export async function openLayerStore(options: {
           };
         }),
     suspects,
+    doubts,
     strays: () =>
       [...strays].map((number): StrayLayer => {
         const folder = folderOf(number);
@@ -235,7 +277,7 @@ export async function openLayerStore(options: {
       }),
     adoptStray(number, layer) {
       if (!strays.delete(number)) return false;
-      const added = addRow(number, layer);
+      const added = addRow(number, layer, false);
       if (!added) discardLayer(number);
       return added;
     },
@@ -244,10 +286,11 @@ export async function openLayerStore(options: {
     },
     markLayer(diffId, state) {
       unsettled.delete(diffId);
-      sql('UPDATE layers SET damaged = ?, settled = 1 WHERE diff_id = ?').run(
-        state === 'damaged' ? 1 : 0,
-        diffId,
-      );
+      const damaged = state === 'damaged' ? 1 : 0;
+      // What is whole may have been read from memory: only those on the disk have settled. What was doubtful at the start
+      // has come from the disk.
+      if (doubtful.delete(diffId)) sql('UPDATE layers SET synced = 1 WHERE diff_id = ?').run(diffId);
+      sql('UPDATE layers SET damaged = ?, settled = synced WHERE diff_id = ?').run(damaged, diffId);
     },
     collectLayersOf(diffIds) {
       const find = sql(`SELECT diff_id, number, size FROM layers WHERE diff_id = ? AND ${isUnneeded}`);
@@ -271,6 +314,8 @@ export async function openLayerStore(options: {
     },
     folderOf,
     settle,
+    synced,
+    close: () => cancelSync(),
     async idle() {
       while (removals.size > 0) await Promise.all(removals);
     },

@@ -39,6 +39,8 @@ export const schema: readonly string[] = [
    CREATE TABLE image_store_run (
      only INTEGER PRIMARY KEY CHECK (only = 1), boot_id TEXT NOT NULL, open INTEGER NOT NULL
    ) STRICT;`,
+  // Its bytes have reached the disk.
+  `ALTER TABLE layers ADD COLUMN synced INTEGER NOT NULL DEFAULT 1;`,
 ];
 
 /** True for an image (as `images`) all of whose layers are there and whole. */

@@ -72,8 +72,8 @@ export interface Store {
   /** Removes what `stage` gave, in the background. */
   discard(folder: string): void;
   /**
-   * Makes a staged folder the layer of its diffID, in the place of a damaged one where there is one. When it returns, the
-   * layer survives a power cut; its row may not, and is then made again from the map.
+   * Makes a staged folder the layer of its diffID, in the place of a damaged one where there is one. A power cut before
+   * `settled` may hurt it: after one it is verified before it is used.
    */
   commitLayer(folder: string, layer: LayerRow): Promise<void>;
   hasLayer(diffId: string): boolean;
@@ -83,8 +83,10 @@ export interface Store {
   holdLayers(diffIds: readonly string[]): () => void;
   isHeld(diffId: string): boolean;
   knownLayers(): KnownLayer[];
-  /** DiffIDs that the power cut before this start may have hurt. */
+  /** DiffIDs that the power cut before this start may have hurt, should the disk not have kept its word. */
   readonly suspects: readonly string[];
+  /** Those that had not been written to the disk by then: they count as damaged until `markLayer` says otherwise. */
+  readonly doubts: readonly string[];
   strays(): StrayLayer[];
   /** Gives a verified stray its row. False, and the folder goes, where its layer is here already. */
   adoptStray(number: number, layer: LayerRow): boolean;
@@ -125,7 +127,7 @@ export interface Store {
   /** Removes those of these layers that no image has and nobody holds. */
   collectLayersOf(diffIds: readonly string[]): void;
   usage(): { usedBytes: number; usedInodes: number };
-  /** Resolves when all rows written so far survive a power cut. */
+  /** Resolves when all layers and rows so far survive a power cut; without it they do so some seconds later. */
   settled(): Promise<void>;
   /** Waits for removals that are under way, and marks that the run has ended in order. */
   close(): Promise<void>;
@@ -162,8 +164,13 @@ export async function openStore(
     return {
       ...layers,
       ...makeImageStore(db, layers, clock),
-      settled: db.sync,
+      async settled() {
+        await layers.synced();
+        await db.sync();
+      },
       async close() {
+        layers.close();
+        await layers.synced();
         await layers.idle();
         await stateFolder.close();
         endRun(db);

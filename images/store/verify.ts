@@ -26,6 +26,8 @@ export interface Verifier {
    * newest layers are verified. Damaged ones are made anew from their blob, or marked so that the next use pulls them.
    */
   verifyStart(signal: AbortSignal): Promise<void>;
+  /** The same for `doubts` of the store, which nobody can use before. Never rejects. */
+  verifyDoubts(signal: AbortSignal): Promise<void>;
   /** Resolves when nothing runs any more. */
   idle(): Promise<void>;
 }
@@ -174,6 +176,17 @@ export function makeVerifier({ store, unpack, log, blobs, onLost }: VerifierOpti
     }
   };
 
+  const verifySome = async (wanted: readonly string[], signal: AbortSignal) => {
+    if (wanted.length === 0) return;
+    log.info({ layers: wanted.length }, 'the machine went down unexpectedly: the newest layers are verified');
+    const layers = store.knownLayers().filter(({ diffId }) => wanted.includes(diffId));
+    await run(layers, true, signal, () => {});
+  };
+  const quietly = (signal: AbortSignal, work: () => Promise<void>) =>
+    inTurn(work).catch((error: unknown) => {
+      if (!signal.aborted) log.warn({ err: error }, `layers could not be verified: ${describe(error)}`);
+    });
+
   return {
     verifyImages: ({
       repair: mend = false,
@@ -181,19 +194,11 @@ export function makeVerifier({ store, unpack, log, blobs, onLost }: VerifierOpti
       onLayer = () => {},
     } = {}) => inTurn(() => run(store.knownLayers(), mend, signal, onLayer)),
     verifyStart: (signal) =>
-      inTurn(async () => {
+      quietly(signal, async () => {
         await adoptStrays(signal);
-        const suspects = new Set(store.suspects);
-        if (suspects.size === 0) return;
-        log.info(
-          { layers: suspects.size },
-          'the machine went down unexpectedly: the newest layers are verified',
-        );
-        const layers = store.knownLayers().filter(({ diffId }) => suspects.has(diffId));
-        await run(layers, true, signal, () => {});
-      }).catch((error: unknown) => {
-        if (!signal.aborted) log.warn({ err: error }, `layers could not be verified: ${describe(error)}`);
+        await verifySome(store.suspects, signal);
       }),
+    verifyDoubts: (signal) => quietly(signal, () => verifySome(store.doubts, signal)),
     async idle() {
       await last;
     },
