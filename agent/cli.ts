@@ -27,7 +27,7 @@ Commands about images ask the running agent; where none runs, they open the imag
 /** Loads all that an agent loads, so that its compiled code is in Node's compile cache. The launcher calls it. */
 async function warm(): Promise<void> {
   await Promise.all([
-    import('./main.ts'),
+    import('./main.ts').then(({ warmThreads }) => warmThreads()),
     import('./config/yaml.ts'),
     import('node:https'),
     import('./metrics/text.ts'),

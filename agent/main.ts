@@ -3,6 +3,7 @@ import { flushCompileCache } from 'node:module';
 import { join, resolve } from 'node:path';
 import { makeCni } from '../cni/network.ts';
 import { type ImagesOptions, makeImages } from '../images/service.ts';
+import { makeUnpackPool } from '../images/unpack/pool.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
 import { type Clock, sleep, systemClock } from '../runtime/host/clock.ts';
 import { type Database, openDatabase } from '../runtime/host/database.ts';
@@ -381,6 +382,8 @@ function imagesOptions(config: AgentConfig, db: Database, log: Logger, clock: Cl
       stallMs: keelson.downloadStallTimeout,
     },
     insecureRegistries: keelson.insecureRegistries,
+    registryFolders: keelson.registryFolders,
+    registryMirrorsOnly: keelson.registryMirrorsOnly,
   };
 }
 
@@ -406,6 +409,13 @@ export async function openImageVerbs(
     db.close();
     throw error;
   }
+}
+
+/** Starts an unpack thread for a moment, so that its compiled code is kept as well as ours. */
+export async function warmThreads(): Promise<void> {
+  const pool = makeUnpackPool({ clock: systemClock });
+  await pool.warm();
+  await pool.close();
 }
 
 /** Calls `act` each time when nothing has stirred for `ms`; it begins stirred. */

@@ -4,7 +4,6 @@ import type { AuthConfig, Image, ImageArchives, ImageService, PullProgress } fro
 import type { Clock } from '../runtime/host/clock.ts';
 import type { Database } from '../runtime/host/database.ts';
 import { KeelsonError } from '../runtime/host/errors.ts';
-import { makeHttpClient } from '../runtime/host/http.ts';
 import type { Logger } from '../runtime/host/log.ts';
 import { type ImageConfig, imageUser, parseImageConfig } from './config.ts';
 import { makeLayers } from './fetch/layers.ts';
@@ -14,6 +13,10 @@ import { defaultPolicy, type FetchPolicy } from './fetch/policy.ts';
 import { nodePlatform, type Platform } from './manifest.ts';
 import { pull } from './pull.ts';
 import { formatReference, imageIdOf, parseReference } from './reference.ts';
+import { makeClients } from './registry/clients.ts';
+import { makeHealth } from './registry/health.ts';
+import { makeHosts } from './registry/hosts.ts';
+import { proxyRules } from './registry/proxy.ts';
 import { sharedWork } from './shared.ts';
 import { openBlobs } from './store/blobs.ts';
 import { openStore, type StoredImage } from './store/store.ts';
@@ -69,16 +72,26 @@ export interface ImagesOptions {
   readonly platform?: Platform;
   /** `host` or `host:port` of registries that may speak plain http, besides those on loopback. */
   readonly insecureRegistries?: readonly string[];
+  /** Folders with a `hosts.toml` or certificates for each registry, the first one first. Default: containerd's too. */
+  readonly registryFolders?: readonly string[];
+  /** A registry with mirrors is never asked itself. Default false. */
+  readonly registryMirrorsOnly?: boolean;
+  /** The node's own credentials for a mirror (its config.json): a pull's secrets are only for the image's registry. */
+  readonly mirrorAuths?: (host: string) => Promise<readonly AuthConfig[]>;
+  /** For HTTP_PROXY, HTTPS_PROXY and NO_PROXY. Default: the environment of this process. */
+  readonly environment?: Readonly<Record<string, string | undefined>>;
   /** Of one layer. Default: a million entries and 64 GiB. */
   readonly limits?: UnpackLimits;
 }
+
+const defaultRegistryFolders = ['/etc/keelson/certs.d', '/etc/containerd/certs.d'];
 
 /** Opens the image store below `stateDir` and removes what a crash left half-made. */
 export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages> {
   const { db, stateDir, log, clock } = options;
   const store = await openStore(db, stateDir, log);
   const unpack = makeUnpackPool({ clock, limits: options.limits });
-  const http = makeHttpClient();
+  const clients = makeClients(proxyRules(options.environment ?? process.env).proxyFor);
   const policy = { ...defaultPolicy, ...options.fetchPolicy };
   const [blobs, partials] = await Promise.all([
     openBlobs(db, stateDir, log),
@@ -102,11 +115,17 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     store,
     layers,
     unpack,
-    http,
+    hosts: makeHosts({
+      folders: options.registryFolders ?? defaultRegistryFolders,
+      insecureRegistries: options.insecureRegistries ?? [],
+      mirrorsOnly: options.registryMirrorsOnly ?? false,
+    }),
+    clients,
+    mirrorAuths: options.mirrorAuths,
+    health: makeHealth(clock),
     clock,
     log,
     platform: options.platform ?? nodePlatform(),
-    insecureRegistries: options.insecureRegistries ?? [],
   };
   const pulls = sharedWork<string>();
   const progress = new Map<string, Set<(progress: PullProgress) => void>>();
@@ -215,7 +234,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     fetchMetrics: layers.metrics,
     async close() {
       closing.abort(new KeelsonError('ABORTED', 'the image store is closing'));
-      await Promise.all([unpack.close(), http.destroy()]);
+      await Promise.all([unpack.close(), clients.close()]);
       await Promise.all([pulls.idle(), layers.idle(), Promise.allSettled(archiving)]);
       await store.close();
     },

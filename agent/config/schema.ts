@@ -282,6 +282,13 @@ const ownFields = {
   keepBlobs: boolean({ default: false, acted }),
   /** `host[:port]` that are spoken to over plain http. */
   insecureRegistries: list(string(), { acted }),
+  /** Folders in containerd's layout with a `hosts.toml` or certificates for each registry, the first one first. */
+  registryFolders: list(string(absolute), {
+    default: ['/etc/keelson/certs.d', '/etc/containerd/certs.d'],
+    acted,
+  }),
+  /** A registry with mirrors is never asked itself, whatever its `hosts.toml` says. */
+  registryMirrorsOnly: boolean({ default: false, acted }),
   /** Image archives put here are imported and pinned. Unset: `images` in the stateDir. */
   imagesDir: string({ acted, ...absolute }),
   /** As kubelet's flags of these names: a CredentialProviderConfig (file or folder), and where its programs are. */

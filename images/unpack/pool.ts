@@ -14,7 +14,7 @@ import { makeRing, type Ring, stop } from './ring.ts';
 import { mapOf } from './tar_map.ts';
 
 export interface UnpackPool {
-  /** Starts a thread where none runs, so that it is there when the first layer comes. */
+  /** Starts a thread where none runs, so that it is there when the first layer comes. Resolves when it is ready. */
   warm(): Promise<void>;
   /**
    * Begins to unpack a layer into the empty `folder`, and its map (tar_map.ts) into the new file beside it, `mapOf(folder)`.
@@ -131,7 +131,9 @@ export function makeUnpackPool(options: UnpackPoolOptions): UnpackPool {
   return {
     async warm() {
       await warmPool();
-      if (![...threads].some(({ kind }) => kind === 'create')) start('create');
+      if ([...threads].some(({ kind }) => kind === 'create')) return;
+      const { worker } = start('create');
+      await Promise.race([once(worker, 'message'), once(worker, 'exit')]);
     },
     async begin(folder, compressedSize, algorithm) {
       await warmPool();
@@ -243,6 +245,8 @@ function unpacking(options: {
         // A layer in one thread has been forgotten there.
         if (ring === undefined) left(thread);
         else stopAll();
+        return;
+      case 'ready':
         return;
       case 'failed':
         failed(new KeelsonError(message.code, message.message, { hint: message.hint }));

@@ -8,6 +8,10 @@ import { parseImageConfig } from '../../images/config.ts';
 import { parseManifest } from '../../images/manifest.ts';
 import { formatReference, parseReference } from '../../images/reference.ts';
 import { parseChallenges } from '../../images/registry/auth.ts';
+import { parseHostsToml } from '../../images/registry/hosts_toml.ts';
+import { parseNoProxy, parseProxy } from '../../images/registry/proxy.ts';
+import { parseRetryAfter } from '../../images/registry/retry.ts';
+import { tokenOf } from '../../images/registry/token.ts';
 import { parsePax } from '../../images/tar/entries.ts';
 import { makeTarReader } from '../../images/tar/reader.ts';
 import { makeUnpackPool } from '../../images/unpack/pool.ts';
@@ -19,6 +23,17 @@ import { mutate, randomFrom, withChecksums } from '../peers/mutations.ts';
 import { makeTar, type TarEntry } from '../peers/tar.ts';
 
 const seed = Number(process.env['KEELSON_FUZZ_SEED'] ?? 1);
+
+const hostsToml = `server = "https://registry-1.docker.io"
+[host."https://mirror.example:5000/path"]
+capabilities = ["pull", "resolve"]
+ca = ["a.pem", "/b.pem"]
+client = [["c.cert", "c.key"]]
+skip_verify = false
+dial_timeout = "1m30s"
+header = { x-a = "b", x-c = ["d", "e"] }
+[host."http://10.0.0.1"]
+`;
 
 function expectOurs(body: () => unknown, input: Buffer): boolean {
   try {
@@ -56,6 +71,40 @@ test(`fuzz of references, documents and headers, seed ${seed}`, () => {
     [
       [Buffer.from('Bearer realm="http://x/t",service="a",scope="b c"')],
       (input) => parseChallenges(input.toString()),
+    ],
+    [
+      [Buffer.from(hostsToml)],
+      (input) => {
+        const { hosts, serverSettings } = parseHostsToml(input.toString(), 'fuzz', '/fuzz');
+        for (const { ca, client, headers } of [...hosts, serverSettings]) {
+          assert.ok([...ca, ...client.map(({ cert }) => cert)].every((path) => path.startsWith('/')));
+          new Headers(headers);
+        }
+        for (const { scheme, host, path } of hosts) {
+          assert.equal(new URL(`${scheme}://${host}${path}`).href, `${scheme}://${host}${path || '/'}`);
+        }
+      },
+    ],
+    [
+      [Buffer.from('{"token":"abc","access_token":"abc","expires_in":300}')],
+      (input) => assert.notEqual(tokenOf(input), ''),
+    ],
+    [
+      [Buffer.from('a.example,.b.example:80,10.0.0.0/8,[fd00::1]:443,fd00::/8,*.c.example')],
+      (input) => {
+        const excluded = parseNoProxy(input.toString());
+        for (const host of ['d.example', '10.1.1.1', 'fd00::1'])
+          assert.equal(typeof excluded(host, '80'), 'boolean');
+        assert.ok(excluded('localhost', '80'));
+      },
+    ],
+    [[Buffer.from('http://user:pass@proxy.example:3128')], (input) => parseProxy(input.toString())],
+    [
+      ['120', 'Sun, 06 Nov 1994 08:49:37 GMT'].map((text) => Buffer.from(text)),
+      (input) => {
+        const ms = parseRetryAfter(input.toString(), 0);
+        assert.ok(ms === undefined || ms >= 0);
+      },
     ],
   ];
   for (const [samples, parse] of parsers) {
