@@ -4,6 +4,7 @@ import { join, resolve } from 'node:path';
 import { makeCni } from '../cni/network.ts';
 import { type ImagesOptions, makeImages } from '../images/service.ts';
 import { makeUnpackPool } from '../images/unpack/pool.ts';
+import { loadModules, serveCri } from '../runtime/cri/serve.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
 import { type Clock, sleep, systemClock } from '../runtime/host/clock.ts';
 import { type Database, openDatabase } from '../runtime/host/database.ts';
@@ -47,6 +48,8 @@ export interface AgentOptions {
   readonly nodeIp: string | undefined;
   readonly imageCredentialProviderConfig: string | undefined;
   readonly imageCredentialProviderBinDir: string | undefined;
+  /** Only the runtime and its CRI socket, for the kubelet of others: no pods of its own, no apiserver. */
+  readonly runtimeOnly?: boolean;
 }
 
 /** A command that works on the images where no agent runs is waited for so long. */
@@ -54,6 +57,11 @@ const commandMs = 60_000;
 
 /** After a start or a change of containers, when memory that only they needed is given back. */
 const calmMs = 10_000;
+
+/** Loads what is otherwise loaded when it is first needed. */
+export async function loadRest(): Promise<void> {
+  await loadModules();
+}
 
 /** Runs the node until SIGTERM or SIGINT; containers go on without it. Resolves when it has started. */
 export async function startAgent(options: AgentOptions): Promise<void> {
@@ -70,7 +78,7 @@ export async function startAgent(options: AgentOptions): Promise<void> {
   for (const warning of config.warnings) log.warn(warning);
   // A failure that nobody waited for is a bug, and no reason to leave the node without its agent.
   process.on('unhandledRejection', (error) => log.error({ err: error }, 'a failure that nobody handled'));
-  const close = await assemble(config, options.kubeconfigFile, log, clock);
+  const close = await assemble(config, options, log, clock);
   let ending = false;
   const end = (signal: string) => {
     if (ending) return;
@@ -86,7 +94,7 @@ export async function startAgent(options: AgentOptions): Promise<void> {
 /** Opens the rooms from the floor up; returns what closes them in the other order and never rejects. */
 async function assemble(
   config: AgentConfig,
-  kubeconfigFile: string | undefined,
+  { kubeconfigFile, runtimeOnly = false }: AgentOptions,
   log: Logger,
   clock: Clock,
 ): Promise<() => Promise<void>> {
@@ -145,6 +153,22 @@ async function assemble(
     after(() => runtime.close());
     for (const condition of await runtime.status()) {
       if (!condition.status) log.error({ condition: condition.type }, condition.message);
+    }
+    const criSocket = keelson.criSocket ?? join(keelson.runDir, 'keelson.sock');
+    if (criSocket !== '') {
+      const cri = await serveCri({
+        socket: criSocket,
+        runtime,
+        images,
+        log: log.child({ room: 'cri' }),
+        clock,
+        info: async () => ({ config: { ...keelson, cgroupDriver: config.cgroupDriver } }),
+      });
+      after(() => cri.close());
+    }
+    if (runtimeOnly) {
+      log.info({ version, criSocket }, 'the runtime is up');
+      return closeAll;
     }
 
     const client =

@@ -269,6 +269,10 @@ export interface ContainerStatus extends Container {
     readonly gid: number;
     readonly supplementalGroups: readonly number[];
   };
+  /** `SIGTERM` and the like. */
+  readonly stopSignal?: string;
+  /** The limits in force. */
+  readonly resources?: LinuxContainerResources;
 }
 
 export interface ContainerEvent {
@@ -344,6 +348,166 @@ export interface RuntimeService {
   reopenContainerLog(id: string, signal?: AbortSignal): Promise<void>;
   /** Calls `listener` for every event from now on; returns the function that ends it. */
   containerEvents(listener: (event: ContainerEvent) => void): () => void;
+}
+
+/** Pressure stall information (Documentation/accounting/psi.rst): shares of the time in percent, total in microseconds. */
+export interface PressureLine {
+  readonly total: number;
+  readonly avg10: number;
+  readonly avg60: number;
+  readonly avg300: number;
+}
+export interface Pressure {
+  /** Some task waited. */
+  readonly some: PressureLine;
+  /** All waited. */
+  readonly full: PressureLine;
+}
+
+/** `at` of these and the following: when it was read, Unix milliseconds. */
+export interface CpuStats {
+  readonly at: number;
+  /** Processor time since the beginning, nanoseconds. */
+  readonly usageNs: number;
+  /** Nanoseconds of processor time per second over the last seconds; absent before there are two readings. */
+  readonly nanoCores?: number;
+  readonly pressure?: Pressure;
+}
+
+/** Bytes. */
+export interface MemoryStats {
+  readonly at: number;
+  readonly usage: number;
+  /** Usage without what the kernel can drop at once: the inactive file pages. */
+  readonly workingSet: number;
+  /** Limit without working set; absent without a limit. */
+  readonly available?: number;
+  readonly rss: number;
+  readonly pageFaults: number;
+  readonly majorPageFaults: number;
+  readonly pressure?: Pressure;
+}
+
+export interface SwapStats {
+  readonly at: number;
+  readonly usage: number;
+  /** Absent without a limit. */
+  readonly available?: number;
+}
+
+export interface IoStats {
+  readonly at: number;
+  readonly pressure?: Pressure;
+}
+
+export interface FilesystemStats {
+  readonly at: number;
+  /** A folder in the file system that holds it. */
+  readonly mountpoint: string;
+  readonly usedBytes: number;
+  readonly usedInodes: number;
+}
+
+/** Counters since the interface was made. */
+export interface InterfaceStats {
+  readonly name: string;
+  readonly rxBytes: number;
+  readonly rxPackets: number;
+  readonly rxErrors: number;
+  readonly rxDropped: number;
+  readonly txBytes: number;
+  readonly txPackets: number;
+  readonly txErrors: number;
+  readonly txDropped: number;
+}
+
+/** What cannot be known, as of a container that has exited, is absent. */
+export interface ContainerStats {
+  readonly id: string;
+  readonly podSandboxId: string;
+  readonly metadata: ContainerMetadata;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
+  readonly cpu?: CpuStats;
+  readonly memory?: MemoryStats;
+  readonly swap?: SwapStats;
+  readonly io?: IoStats;
+  /** What the container wrote over its image. */
+  readonly writableLayer?: FilesystemStats;
+}
+
+export interface PodSandboxStats {
+  readonly id: string;
+  readonly metadata: PodSandboxMetadata;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
+  /** Of the pod's cgroup, or the sum of its containers where it has none. */
+  readonly cpu?: CpuStats;
+  readonly memory?: MemoryStats;
+  readonly io?: IoStats;
+  /** Absent for the host network. */
+  readonly network?: { readonly at: number; readonly interfaces: readonly InterfaceStats[] };
+  readonly processes?: { readonly at: number; readonly count: number };
+  /** The running ones. */
+  readonly containers: readonly ContainerStats[];
+}
+
+export interface MetricDescriptor {
+  readonly name: string;
+  readonly help: string;
+  readonly labelKeys: readonly string[];
+}
+
+export interface Metric {
+  readonly name: string;
+  readonly at: number;
+  readonly type: 'counter' | 'gauge';
+  /** In the order of the descriptor's keys. */
+  readonly labelValues: readonly string[];
+  /** A whole number: the CRI has no other. */
+  readonly value: number;
+}
+
+export interface PodSandboxMetrics {
+  readonly podSandboxId: string;
+  readonly metrics: readonly Metric[];
+  readonly containers: readonly { readonly id: string; readonly metrics: readonly Metric[] }[];
+}
+
+/** What pods use of the node. Calls with an id that is not known throw NOT_FOUND. */
+export interface RuntimeStats {
+  containerStats(id: string, signal?: AbortSignal): Promise<ContainerStats>;
+  /** Of running ones. AND of what the filter gives. */
+  listContainerStats(
+    filter?: { id?: string; podSandboxId?: string; labels?: Readonly<Record<string, string>> },
+    signal?: AbortSignal,
+  ): Promise<readonly ContainerStats[]>;
+  podSandboxStats(id: string, signal?: AbortSignal): Promise<PodSandboxStats>;
+  /** Of ready ones. */
+  listPodSandboxStats(
+    filter?: { id?: string; labels?: Readonly<Record<string, string>> },
+    signal?: AbortSignal,
+  ): Promise<readonly PodSandboxStats[]>;
+  /** The same for the life of the process. */
+  metricDescriptors(): readonly MetricDescriptor[];
+  /** cAdvisor's metrics of all ready sandboxes. */
+  listPodSandboxMetrics(signal?: AbortSignal): Promise<readonly PodSandboxMetrics[]>;
+}
+
+export interface HandlerFeatures {
+  /** '' and the name of the default handler stand for the same. */
+  readonly name: string;
+  readonly recursiveReadOnlyMounts: boolean;
+  readonly userNamespaces: boolean;
+}
+
+/** What the runtime can do and is, for kubelets and for people. */
+export interface RuntimeDetails {
+  handlers(): Promise<readonly HandlerFeatures[]>;
+  readonly cgroupDriver: 'cgroupfs' | 'systemd';
+  /** For people who look closer: pid, configuration, OCI specification. Throws NOT_FOUND. */
+  containerInfo(id: string): Promise<Readonly<Record<string, unknown>>>;
+  sandboxInfo(id: string): Promise<Readonly<Record<string, unknown>>>;
 }
 
 export interface PullProgress {

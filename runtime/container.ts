@@ -9,7 +9,7 @@ import type { ContainerConfig, ExecSyncResult } from './api.ts';
 import { type ContainerEnds, signalNumber } from './container_end.ts';
 import type { Context } from './context.ts';
 import { slicePath } from './host/cgroups.ts';
-import { abortError, describe, KeelsonError } from './host/errors.ts';
+import { abortError, describe, isError, KeelsonError } from './host/errors.ts';
 import { createInBundle, logPathOf } from './oci/bundle.ts';
 import { reopenLog } from './oci/conmon.ts';
 import { containerCgroup } from './oci/spec.ts';
@@ -44,6 +44,26 @@ export function checkContainerConfig(config: ContainerConfig): void {
   // conmon would take the part before it for the path.
   if (logPath.includes(':')) throw invalid(`logPath ${JSON.stringify(logPath)} contains a colon`);
   if (stopSignal && signalNumber(stopSignal) === undefined) throw invalid(`${stopSignal} is no signal`);
+  const tooMuch = tooMuchForExecve([
+    ...config.command,
+    ...config.args,
+    ...config.envs.map(({ key, value }) => `${key}=${value}`),
+  ]);
+  if (tooMuch !== undefined) throw invalid(`command, args and envs: ${tooMuch}`);
+}
+
+/** Why the kernel starts nothing with these arguments and variables (execve(2)); undefined where it does. Pure. */
+export function tooMuchForExecve(strings: readonly string[]): string | undefined {
+  // MAX_ARG_STRLEN with the ending NUL, and three quarters of the usual stack.
+  const most = { one: 131_071, all: 6 * 2 ** 20 };
+  let all = 0;
+  for (const text of strings) {
+    const bytes = Buffer.byteLength(text);
+    if (bytes > most.one) return `one has ${bytes} bytes, and ${most.one} are possible`;
+    // A pointer for each.
+    all += bytes + 9;
+  }
+  return all > most.all ? `they need ${all} bytes, and ${most.all} are possible` : undefined;
 }
 
 export function makeContainers(context: Context, ends: ContainerEnds): Containers {
@@ -138,7 +158,15 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
     readySandbox(sandboxId);
     const key = JSON.stringify([sandboxId, name, attempt]);
     const underWay = creating.get(key);
-    if (underWay !== undefined) return underWay;
+    if (underWay !== undefined) {
+      try {
+        return await underWay;
+      } catch (error) {
+        // The caller who began gave up; this one has not. (A sandbox that is stopped says so the second time.)
+        if (!isError(error, 'ABORTED', 'DEADLINE_EXCEEDED') || signal?.aborted) throw error;
+        return createOnce(sandboxId, config, signal);
+      }
+    }
     const existing = state.containerFor(sandboxId, name, attempt);
     if (existing?.state === 'created') return existing.id;
     if (existing !== undefined && existing.state !== 'creating') {
@@ -210,6 +238,8 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
         throw new KeelsonError('FAILED_PRECONDITION', `container ${id} is ${record.state}, not running`);
       }
       if (command.length === 0) throw new KeelsonError('INVALID_ARGUMENT', 'no command to run');
+      const tooMuch = tooMuchForExecve(command);
+      if (tooMuch !== undefined) throw new KeelsonError('INVALID_ARGUMENT', `the command: ${tooMuch}`);
       const handler = state.sandboxes.get(record.sandboxId)?.handler ?? '';
       const { bundle } = folders.container(id);
       return programs.runtimeFor(handler).exec({ id, bundle, command, timeoutMs, signal });

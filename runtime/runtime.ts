@@ -11,7 +11,9 @@ import type {
   ContainerStatus,
   PodSandbox,
   PodSandboxStatus,
+  RuntimeDetails,
   RuntimeService,
+  RuntimeStats,
 } from './api.ts';
 import { makeContainers } from './container.ts';
 import { makeContainerEnds } from './container_end.ts';
@@ -25,12 +27,14 @@ import type { Logger } from './host/log.ts';
 import { logPathOf } from './oci/bundle.ts';
 import { isAlive } from './processes.ts';
 import { recover } from './recovery.ts';
+import { makeDetails } from './report/details.ts';
+import { makeStats } from './report/stats.ts';
 import { makeSandboxes } from './sandbox.ts';
 import { wantedNamespaces } from './sandbox_config.ts';
 import { makeNamespacePinner, pinPaths } from './sandbox_namespaces.ts';
 import { type ContainerRecord, openState, type SandboxRecord } from './state.ts';
 
-export interface EmbeddedRuntime extends RuntimeService {
+export interface EmbeddedRuntime extends RuntimeService, RuntimeStats, RuntimeDetails {
   /** Ends watching; containers go on. Waits for what is being cleaned up. */
   close(): Promise<void>;
 }
@@ -161,6 +165,8 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
   };
 
   return {
+    ...makeDetails(context, Object.keys(handlers)),
+    ...makeStats(context),
     version: async () => ({ runtimeName: 'keelson', runtimeVersion: options.version }),
     async status() {
       const missing = context.programs.missing();
@@ -299,5 +305,7 @@ function containerStatus(record: ContainerRecord, logPath: string): ContainerSta
     imageDigestRef: record.imageDigestRef,
     pid: state === 'running' ? (init?.pid ?? 0) : 0,
     user: record.user,
+    stopSignal: record.stopSignal,
+    resources: config.linux.resources,
   };
 }

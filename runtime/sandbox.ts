@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { PodSandboxConfig } from './api.ts';
 import type { Context } from './context.ts';
 import { slicePath } from './host/cgroups.ts';
-import { abortError, describe, KeelsonError } from './host/errors.ts';
+import { abortError, describe, isError, KeelsonError } from './host/errors.ts';
 import { keyedQueue } from './host/keyed.ts';
 import { mount, mountFlags } from './host/syscalls.ts';
 import { containerCgroup, sandboxInitSpec } from './oci/spec.ts';
@@ -199,7 +199,15 @@ export function makeSandboxes(
     const { uid, name, namespace, attempt } = config.metadata;
     const key = JSON.stringify([uid, name, namespace, attempt]);
     const underWay = creating.get(key);
-    if (underWay !== undefined) return underWay;
+    if (underWay !== undefined) {
+      try {
+        return await underWay;
+      } catch (error) {
+        // The caller who began gave up; this one has not.
+        if (!isError(error, 'ABORTED', 'DEADLINE_EXCEEDED') || signal?.aborted) throw error;
+        return run(config, handler, signal);
+      }
+    }
     const existing = state.sandboxFor(config.metadata);
     if (existing?.state === 'ready') return existing.id;
     if (existing?.state === 'notready') {

@@ -255,6 +255,8 @@ const ownFields = {
   stateDir: string({ default: '/var/lib/keelson', acted, ...absolute }),
   /** Sockets, namespaces and what a reboot may forget. */
   runDir: string({ default: '/run/keelson', acted, ...absolute }),
+  /** Where the CRI is served. Unset: `keelson.sock` in runDir; an explicit `""`: nowhere. */
+  criSocket: string({ pattern: /^(\/.*)?$/, expects: 'absolute path, or ""', keepZero, acted }),
   /** kubelet's root folder: pods' volumes, plugins, certificates. */
   kubeletDir: string({ default: '/var/lib/kubelet', acted, ...absolute }),
   containerLogsDir: string({ default: '/var/log/containers', acted, ...absolute }),

@@ -35,6 +35,8 @@ export interface Cgroups {
   children(path: string): Promise<string[]>;
   /** KILL to every process in the group and below, until none is left or two seconds have passed. */
   kill(path: string): Promise<void>;
+  /** Processes in the group and below, as this PID namespace numbers them; none where it is gone. */
+  processes(path: string): Promise<number[]>;
   /** How often the kernel killed a process of the group for want of memory; 0 where it cannot be known. */
   oomKills(path: string): Promise<number>;
 }
@@ -122,6 +124,7 @@ function unified(root: string): Cgroups {
       }
       await killAll(folder);
     },
+    processes: (path) => processesOf(root + below(path)),
     oomKills: async (path) => counter(`${root}${below(path)}/memory.events`),
   };
 }
@@ -190,6 +193,10 @@ function hierarchies(root: string): Cgroups {
       const clean = below(path);
       const name = folderOf('pids') ?? folderOf('memory') ?? folders[0];
       if (name !== undefined) await killAll(`${root}/${name}${clean}`);
+    },
+    async processes(path) {
+      const name = folderOf('pids') ?? folderOf('memory') ?? folders[0];
+      return name === undefined ? [] : processesOf(`${root}/${name}${below(path)}`);
     },
     oomKills: async (path) =>
       counter(`${root}/${folderOf('memory') ?? 'memory'}${below(path)}/memory.oom_control`),
