@@ -14,6 +14,8 @@ export async function run(args: string[]): Promise<void> {
     kubeconfigFile: undefined,
     nodeName: undefined,
     nodeIp: undefined,
+    imageCredentialProviderConfig: undefined,
+    imageCredentialProviderBinDir: undefined,
     runtimeOnly: true,
   });
 }

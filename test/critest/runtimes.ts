@@ -131,6 +131,9 @@ address = '${socket}'
 sandbox = '${sandboxImage}'
 [plugins.'io.containerd.cri.v1.images'.registry]
 config_path = '${registries(place)}'
+[plugins.'io.containerd.cri.v1.runtime']
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dir = '${stdout.toString('utf8').trim()}'
 conf_dir = '${networks(place)}'
