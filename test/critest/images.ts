@@ -30,7 +30,7 @@ async function images(tools: CriTools, signal: AbortSignal): Promise<Map<string,
   // The suite wants the name of the program in its log.
   const httpd = ['sh', '-c', 'echo httpd starts; exec httpd -f -v -p 80 -h /www'];
   return new Map([
-    [`${e2e}/busybox:1.29-2`, busyboxImage()],
+    [`${e2e}/busybox:1.29-2`, testBusybox()],
     [`${e2e}/nginx:1.14-2`, webServer(80)],
     [`${e2e}/httpd:2.4.39-4`, busyboxImage({ config: { Cmd: httpd } })],
     [
@@ -57,6 +57,21 @@ async function images(tools: CriTools, signal: AbortSignal): Promise<Map<string,
     ['k8s.gcr.io/pause:3.9', pause],
     [sandboxImage, pauseImage('sandbox')],
   ]);
+}
+
+/** Debian's busybox has no pgrep and no ipcs. */
+function testBusybox(): BuiltImage {
+  const pgrep = `for folder in /proc/[0-9]*; do
+  [ "$(cat $folder/comm 2> /dev/null)" != "$1" ] || echo \${folder#/proc/}
+done`;
+  const ipcs = 'cat /proc/sysvipc/shm';
+  return busyboxImage({
+    files: Object.entries({ pgrep, ipcs }).map(([name, script]) => ({
+      path: `bin/${name}`,
+      content: `#!/bin/sh\n${script}\n`,
+      mode: 0o755,
+    })),
+  });
 }
 
 const architecture = (image: BuiltImage) => image.platform.architecture;

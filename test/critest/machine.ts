@@ -74,14 +74,18 @@ async function removeCgroups(name: string): Promise<void> {
   await waitFor('the cgroups of the test to be empty', removed, { deadlineMs: 20_000, everyMs: 100 });
 }
 
-/** To be called first by what runs in it: a loopback, mounts that propagate as on a real machine, cgroups from its root on. */
+/**
+ * To be called first by what runs in it: a loopback, mounts that propagate as on a real machine, an empty /run, cgroups
+ * from its root on.
+ */
 export async function settleApart(): Promise<void> {
   const all = await hierarchies();
   const remounts = all.map(
     ({ target, type, options }) =>
       `umount '${target}' && mount -t ${type} ${options === '' ? '' : `-o '${options}'`} ${type} '${target}'`,
   );
-  const script = ['mount --make-rshared /', 'ip link set lo up', ...remounts].join('\n');
+  const own = ['mount --make-rshared /', 'mount -t tmpfs -o mode=755 tmpfs /run', 'ip link set lo up'];
+  const script = [...own, ...remounts].join('\n');
   await exec('sh', ['-ec', script], { deadlineMs: 30_000 });
   const unified = all.find(({ type, target }) => type === 'cgroup2' && target === '/sys/fs/cgroup');
   if (unified === undefined) return;

@@ -119,7 +119,6 @@ async function critest(tools: CriTools, runtime: ServedRuntime, folder: string):
     `-ginkgo.skip=${unrunnable}`,
     `-ginkgo.json-report=${join(folder, reportFile)}`,
     '-ginkgo.no-color',
-    '-ginkgo.succinct',
     // One that hangs must not take all the time of the others.
     '-ginkgo.timeout=30m',
     ...(values.focus === undefined ? [] : [`-ginkgo.focus=${values.focus}`]),

@@ -115,6 +115,10 @@ async function startContainerd(place: Place): Promise<ServedRuntime> {
   const at = (name: string) => join(place.folder, name);
   const { containerd } = await containerdPrograms(cacheFolder(), place.signal);
   const socket = at('run/containerd.sock');
+  // Where it keeps the results of network plugins cannot be chosen.
+  await exec('sh', ['-c', 'mkdir -p /var/lib/cni && mount -t tmpfs tmpfs /var/lib/cni'], {
+    deadlineMs: 5000,
+  });
   const { stdout } = await exec('sh', ['-c', `ls -d ${pluginFolders.join(' ')} 2>/dev/null | head -1`], {
     deadlineMs: 5000,
   });
@@ -132,6 +136,7 @@ sandbox = '${sandboxImage}'
 [plugins.'io.containerd.cri.v1.images'.registry]
 config_path = '${registries(place)}'
 [plugins.'io.containerd.cri.v1.runtime']
+# Root of a container that the tests run in may not lower it.
 restrict_oom_score_adj = true
 netns_mounts_under_state_dir = true
 [plugins.'io.containerd.cri.v1.runtime'.cni]

@@ -1,4 +1,5 @@
 /** nginx as files of an image: Debian's own, with the libraries that it needs and nothing else of Debian. */
+import { realpathSync } from 'node:fs';
 import { access, rename, rm } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { exec } from '../../runtime/host/exec.ts';
@@ -48,7 +49,8 @@ export async function nginxFiles(signal?: AbortSignal): Promise<TarEntry[]> {
     ...[...new Set([loader, ...paths])].map(
       (path): TarEntry => ({
         path: `${target}/${path.slice(path.lastIndexOf('/') + 1)}`,
-        fromHost: path,
+        // The name that is asked for is a link to the file.
+        fromHost: realpathSync(path),
         mode: 0o755,
       }),
     ),
