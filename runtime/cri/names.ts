@@ -67,6 +67,8 @@ export function signalOf(value: WireName<'Signal'> | number): string | undefined
   if (typeof value === 'number') {
     throw new KeelsonError('INVALID_ARGUMENT', `stop_signal: this version knows no value ${value}`);
   }
+  // An old name, which Linux has no number by.
+  if (value === 'SIGNAL_SIGCLD') return 'SIGCHLD';
   return value.slice('SIGNAL_'.length).replace('PLUS', '+').replace('MINUS', '-');
 }
 

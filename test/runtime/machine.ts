@@ -113,7 +113,22 @@ export async function layOutMachine(): Promise<MachinePaths> {
       'dd',
       'head',
     ],
-    ...['mount', 'true', 'false', 'seq', 'stat', 'pwd', 'tail', 'ip', 'wget', 'chmod', 'tr', 'yes', 'ping'],
+    ...[
+      'mount',
+      'true',
+      'false',
+      'seq',
+      'stat',
+      'pwd',
+      'tail',
+      'ip',
+      'wget',
+      'chmod',
+      'tr',
+      'yes',
+      'ping',
+      'wc',
+    ],
   ]) {
     await symlink('busybox', join(bin, applet));
   }
