@@ -6,6 +6,8 @@
  * allowed) instead of nanoseconds, enums are their lower-case names without the prefix, requests are plain
  * arguments, and every call takes an AbortSignal. All errors are KeelsonErrors.
  */
+import type { Duplex } from 'node:stream';
+import type { ProcessStreams } from './streaming/types.ts';
 
 export interface PodSandboxMetadata {
   readonly name: string;
@@ -344,6 +346,28 @@ export interface RuntimeService {
     timeoutMs: number,
     signal?: AbortSignal,
   ): Promise<ExecSyncResult>;
+  /**
+   * Runs `command` in the container with the caller's streams and returns its exit code. `signal` says that the caller
+   * has left: a terminal is hung up, pipes are closed; what survives that goes on (as with containerd).
+   * Throws FAILED_PRECONDITION (not running), EXEC_FAILED (cannot be started), ABORTED.
+   */
+  exec(
+    id: string,
+    command: readonly string[],
+    streams: ProcessStreams & { readonly tty: boolean },
+    signal?: AbortSignal,
+  ): Promise<number>;
+  /**
+   * Connects the caller to the container's own streams, from now on, until it ends or the caller leaves. A caller that
+   * does not read for 30 s is let go of (ABORTED), since the container waits for it meanwhile.
+   * Throws FAILED_PRECONDITION (not running, no monitor), ABORTED.
+   */
+  attach(id: string, streams: ProcessStreams, signal?: AbortSignal): Promise<void>;
+  /**
+   * Joins `io` with a TCP connection to `port` on the sandbox's loopback, IPv4 before IPv6, until both have ended.
+   * Throws FAILED_PRECONDITION (not ready), UNAVAILABLE (nobody listens, or the connection broke), ABORTED.
+   */
+  portForward(sandboxId: string, port: number, io: Duplex, signal?: AbortSignal): Promise<void>;
   /** After a rotation: the monitor opens the log path again. */
   reopenContainerLog(id: string, signal?: AbortSignal): Promise<void>;
   /** Calls `listener` for every event from now on; returns the function that ends it. */

@@ -5,15 +5,21 @@
  * creating ──conmon answered──▶ created ──start──▶ running ──exit file──▶ exited ──remove──▶ gone.
  */
 import { randomBytes } from 'node:crypto';
-import type { ContainerConfig, ExecSyncResult } from './api.ts';
+import type { ContainerConfig, ExecSyncResult, RuntimeService } from './api.ts';
 import { type ContainerEnds, signalNumber } from './container_end.ts';
 import type { Context } from './context.ts';
 import { slicePath } from './host/cgroups.ts';
 import { abortError, describe, isError, KeelsonError } from './host/errors.ts';
+import { attachToMonitor } from './io/attach.ts';
+import { execOnPipes } from './io/exec.ts';
+import { execOnTerminal } from './io/terminal.ts';
 import { createInBundle, logPathOf } from './oci/bundle.ts';
 import { reopenLog } from './oci/conmon.ts';
 import { containerCgroup } from './oci/spec.ts';
 import type { ContainerRecord, SandboxRecord } from './state.ts';
+
+/** How long the container may wait for one who is attached and does not read. */
+const attachStallMs = 30_000;
 
 export interface Containers {
   create(sandboxId: string, config: ContainerConfig, signal?: AbortSignal): Promise<string>;
@@ -24,6 +30,8 @@ export interface Containers {
     timeoutMs: number,
     signal?: AbortSignal,
   ): Promise<ExecSyncResult>;
+  exec: RuntimeService['exec'];
+  attach: RuntimeService['attach'];
   reopenLog(id: string, signal?: AbortSignal): Promise<void>;
   /** Ends the containers of a sandbox, also those that are being created. */
   stopAll(sandboxId: string, signal?: AbortSignal): Promise<void>;
@@ -92,6 +100,14 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
     if (sandbox.state !== 'ready') throw new KeelsonError('FAILED_PRECONDITION', `sandbox ${id} is stopped`);
     return sandbox;
   };
+
+  const running = (id: string): ContainerRecord => {
+    const record = find(id);
+    if (record.state === 'running') return record;
+    throw new KeelsonError('FAILED_PRECONDITION', `container ${id} is ${record.state}, not running`);
+  };
+  const runtimeOf = ({ sandboxId }: ContainerRecord) =>
+    programs.runtimeFor(state.sandboxes.get(sandboxId)?.handler ?? '');
 
   const create = async (sandboxId: string, config: ContainerConfig, signal: AbortSignal): Promise<string> => {
     checkContainerConfig(config);
@@ -233,16 +249,34 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
     create: createOnce,
     start,
     async execSync(id, command, timeoutMs, signal) {
-      const record = find(id);
-      if (record.state !== 'running') {
-        throw new KeelsonError('FAILED_PRECONDITION', `container ${id} is ${record.state}, not running`);
-      }
+      const record = running(id);
       if (command.length === 0) throw new KeelsonError('INVALID_ARGUMENT', 'no command to run');
       const tooMuch = tooMuchForExecve(command);
       if (tooMuch !== undefined) throw new KeelsonError('INVALID_ARGUMENT', `the command: ${tooMuch}`);
-      const handler = state.sandboxes.get(record.sandboxId)?.handler ?? '';
       const { bundle } = folders.container(id);
-      return programs.runtimeFor(handler).exec({ id, bundle, command, timeoutMs, signal });
+      return runtimeOf(record).exec({ id, bundle, command, timeoutMs, signal });
+    },
+    async exec(id, command, { tty, ...streams }, signal) {
+      const record = running(id);
+      if (command.length === 0) throw new KeelsonError('INVALID_ARGUMENT', 'no command to run');
+      const { bundle } = folders.container(id);
+      const runtime = runtimeOf(record);
+      if (!tty) return execOnPipes({ runtime, id, bundle, command, streams, signal });
+      const conmon = programs.conmon();
+      const temporaryDir = folders.runDir;
+      return execOnTerminal({
+        ...{ runtime, conmon, temporaryDir, id, bundle, command, streams, clock, signal },
+      });
+    },
+    async attach(id, streams, signal) {
+      const { config } = running(id);
+      const { bundle } = folders.container(id);
+      const stdin = config.stdin ? streams.stdin : undefined;
+      if (stdin === undefined) streams.stdin?.resume();
+      await attachToMonitor({
+        ...{ bundle, clock, signal, stallMs: attachStallMs, tty: config.tty ?? false },
+        streams: { ...streams, stdin },
+      });
     },
     async reopenLog(id, signal) {
       const record = find(id);

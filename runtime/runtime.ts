@@ -24,6 +24,7 @@ import type { Clock } from './host/clock.ts';
 import { type Database, lockFile } from './host/database.ts';
 import { describe, KeelsonError } from './host/errors.ts';
 import type { Logger } from './host/log.ts';
+import { forwardPort } from './io/forward.ts';
 import { logPathOf } from './oci/bundle.ts';
 import { isAlive } from './processes.ts';
 import { recover } from './recovery.ts';
@@ -31,7 +32,7 @@ import { makeDetails } from './report/details.ts';
 import { makeStats } from './report/stats.ts';
 import { makeSandboxes } from './sandbox.ts';
 import { wantedNamespaces } from './sandbox_config.ts';
-import { makeNamespacePinner, pinPaths } from './sandbox_namespaces.ts';
+import { makeNamespacePinner, pinnedNetwork, pinPaths } from './sandbox_namespaces.ts';
 import { type ContainerRecord, openState, type SandboxRecord } from './state.ts';
 
 export interface EmbeddedRuntime extends RuntimeService, RuntimeStats, RuntimeDetails {
@@ -228,6 +229,19 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       return containerStatus(record, (sandbox && logPathOf(sandbox, record.config)) ?? '');
     },
     execSync: containers.execSync,
+    exec: containers.exec,
+    attach: containers.attach,
+    async portForward(sandboxId, port, io, signal) {
+      const sandbox = visible(state.sandboxes.get(sandboxId), 'sandbox', sandboxId);
+      const network = pinnedNetwork(folders.sandbox(sandboxId));
+      const { network: mode } = sandbox.config.linux.security.namespaces;
+      if (sandbox.state !== 'ready' || (mode === 'pod' && network === undefined)) {
+        throw new KeelsonError('FAILED_PRECONDITION', `sandbox ${sandboxId} is stopped`);
+      }
+      const inNetwork = <T>(work: () => T): T =>
+        mode === 'node' || network === undefined ? work() : pinner.inNetwork(network, work);
+      await forwardPort({ port, io, inNetwork, clock, signal });
+    },
     reopenContainerLog: containers.reopenLog,
     containerEvents(listener) {
       // A wrapper of its own, so that one function may listen twice.

@@ -37,6 +37,8 @@ export interface Pins {
 export interface NamespacePinner {
   /** Makes `folder` with the pins in it. Throws SANDBOX_CREATE_FAILED; then nothing is left. */
   pin(folder: string, wanted: WantedNamespaces): Pins;
+  /** Calls `work`, which must be synchronous and short, inside the network namespace at `path`. Throws SYSCALL_FAILED. */
+  inNetwork<T>(path: string, work: () => T): T;
   close(): void;
 }
 
@@ -149,6 +151,19 @@ export function makeNamespacePinner(): NamespacePinner {
         throw new KeelsonError('SANDBOX_CREATE_FAILED', 'cannot make the namespaces of the sandbox', {
           cause: error,
         });
+      }
+    },
+    inNetwork(path, work) {
+      const fd = openSync(path, 'r');
+      try {
+        try {
+          setns(fd, cloneFlags.NEWNET);
+          return work();
+        } finally {
+          comeBack();
+        }
+      } finally {
+        closeSync(fd);
       }
     },
     close() {

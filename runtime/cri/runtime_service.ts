@@ -2,6 +2,7 @@
 import type { LinuxContainerResources, RuntimeDetails, RuntimeService, RuntimeStats } from '../api.ts';
 import type { Clock } from '../host/clock.ts';
 import { KeelsonError } from '../host/errors.ts';
+import type { StreamingUrls } from '../streaming/types.ts';
 import { orGone, sendEvents } from './events.ts';
 import { containerConfigOf, given, millisecondsOf, resourcesOf, sandboxConfigOf } from './from_wire.ts';
 import type { RuntimeHandlers } from './handlers.ts';
@@ -32,6 +33,7 @@ export type ServedRuntime = RuntimeService &
 
 export interface RuntimeServiceOptions {
   readonly runtime: ServedRuntime;
+  readonly streaming: StreamingUrls;
   readonly clock: Clock;
   /** What the verbose status tells besides: the configuration, the networks. */
   info(): Promise<Readonly<Record<string, unknown>>>;
@@ -40,7 +42,12 @@ export interface RuntimeServiceOptions {
 const unimplemented = (message: string, hint?: string) => () =>
   Promise.reject(new KeelsonError('UNIMPLEMENTED', message, { hint }));
 
-export function makeRuntimeHandlers({ runtime, clock, info }: RuntimeServiceOptions): RuntimeHandlers {
+export function makeRuntimeHandlers({
+  runtime,
+  streaming,
+  clock,
+  info,
+}: RuntimeServiceOptions): RuntimeHandlers {
   const ids = makeIds(runtime);
   const sandboxFilter = async (filter: Wire<'PodSandboxFilter'> | undefined) => ({
     id: filter?.id ? await ids.sandbox(filter.id) : undefined,
@@ -180,9 +187,22 @@ export function makeRuntimeHandlers({ runtime, clock, info }: RuntimeServiceOpti
       const id = await ids.container(containerId);
       return execResultTo(await runtime.execSync(id, cmd, millisecondsOf(timeout, 'timeout'), signal));
     },
-    Exec: unimplemented('exec is not served yet'),
-    Attach: unimplemented('attach is not served yet'),
-    PortForward: unimplemented('port forwarding is not served yet'),
+    async Exec({ containerId, cmd, ...streams }) {
+      return {
+        url: await streaming.exec({
+          ...streams,
+          containerId: await ids.container(containerId),
+          command: cmd,
+        }),
+      };
+    },
+    async Attach({ containerId, ...streams }) {
+      return { url: await streaming.attach({ ...streams, containerId: await ids.container(containerId) }) };
+    },
+    async PortForward({ podSandboxId, port }) {
+      const ports = port.map(Number);
+      return { url: await streaming.portForward({ podSandboxId: await ids.sandbox(podSandboxId), ports }) };
+    },
 
     async ContainerStats({ containerId }, { signal }) {
       return {

@@ -85,17 +85,31 @@ export async function serveCri(options: CriOptions): Promise<CriServer> {
 
 /** What is loaded with the first connection. */
 export function loadModules() {
-  return Promise.all([import('./server.ts'), import('./runtime_service.ts'), import('./image_service.ts')]);
+  return Promise.all([
+    import('./server.ts'),
+    import('./runtime_service.ts'),
+    import('./image_service.ts'),
+    import('../streaming/server.ts'),
+  ]);
 }
 
 async function loadEdge(options: CriOptions): Promise<GrpcEdge> {
   const { runtime, images, clock, log } = options;
-  const [{ makeGrpcEdge }, { makeRuntimeHandlers }, { makeImageHandlers }] = await loadModules();
+  const [{ makeGrpcEdge }, { makeRuntimeHandlers }, { makeImageHandlers }, { makeStreaming }] =
+    await loadModules();
+  const streaming = makeStreaming({ runtime, clock, log });
   const handlers = {
-    ...makeRuntimeHandlers({ runtime, clock, info: options.info ?? (async () => ({})) }),
+    ...makeRuntimeHandlers({ runtime, streaming, clock, info: options.info ?? (async () => ({})) }),
     ...makeImageHandlers({ images, clock, describe: options.describeImage }),
   };
-  return makeGrpcEdge(handlers, log);
+  const edge = makeGrpcEdge(handlers, log);
+  return {
+    ...edge,
+    close() {
+      edge.close();
+      streaming.close().catch((error: unknown) => log.warn({ err: error }, 'closing the streaming server'));
+    },
+  };
 }
 
 /** Whether anybody accepts connections on `path`. */

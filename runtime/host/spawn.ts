@@ -13,6 +13,8 @@ export interface SpawnOptions {
   readonly input: boolean;
   /** Descriptor 3 is a pipe that the program writes to. */
   readonly answer: boolean;
+  /** Descriptors 4, 5, … are pipes too, which the program writes to (`from`) or reads (`to`). Needs `answer`. */
+  readonly more?: readonly ('from' | 'to')[];
   /** A session, and so a process group, of its own. */
   readonly group: boolean;
 }
@@ -23,6 +25,7 @@ export interface Spawned {
   readonly stdout: Socket;
   readonly stderr: Socket;
   readonly answer: Socket | undefined;
+  readonly more: readonly Socket[];
   /** The exit code; 128 + the signal's number when a signal ended it. The process is reaped by then. */
   readonly ended: Promise<{ readonly code: number; readonly signal: number | undefined }>;
 }
@@ -75,6 +78,8 @@ export function spawn(program: string, args: readonly string[], options: SpawnOp
     const answer = options.answer ? pipe() : undefined;
     const descriptors: SpawnDescriptor[] = [stdin?.[0] ?? '/dev/null', stdout[1], stderr[1]];
     if (answer !== undefined) descriptors.push(answer[1]);
+    const more = (options.more ?? []).map((way) => ({ way, ends: pipe() }));
+    for (const { way, ends } of more) descriptors.push(ends[way === 'from' ? 1 : 0]);
     // Before the start: a program that ends at once must find somebody listening.
     if (process.listenerCount('SIGCHLD', reapEnded) === 0) process.on('SIGCHLD', reapEnded);
     const pid = spawnProcess(program, [program, ...args], {
@@ -85,16 +90,19 @@ export function spawn(program: string, args: readonly string[], options: SpawnOp
     });
     const ended = new Promise<End>((resolve) => running.set(pid, resolve));
     lookout ??= setInterval(reapEnded, lookoutMs);
-    for (const end of [stdin?.[0], stdout[1], stderr[1], answer?.[1]]) {
+    const theirs = more.map(({ way, ends }) => ends[way === 'from' ? 1 : 0]);
+    for (const end of [stdin?.[0], stdout[1], stderr[1], answer?.[1], ...theirs]) {
       if (end !== undefined) closeDescriptor(end);
     }
     const reader = (fd: number) => new Socket({ fd, readable: true, writable: false });
+    const writer = (fd: number) => new Socket({ fd, readable: false, writable: true });
     return {
       pid,
-      stdin: stdin && new Socket({ fd: stdin[1], readable: false, writable: true }),
+      stdin: stdin && writer(stdin[1]),
       stdout: reader(stdout[0]),
       stderr: reader(stderr[0]),
       answer: answer && reader(answer[0]),
+      more: more.map(({ way, ends }) => (way === 'from' ? reader(ends[0]) : writer(ends[1]))),
       ended,
     };
   } catch (error) {

@@ -60,6 +60,9 @@ const c = {
   ),
   mallocTrim: libc.func('int malloc_trim(size_t pad)'),
   madvise: libc.func('int madvise(uintptr_t address, size_t length, int advice)'),
+  socketpair: libc.func('int socketpair(int domain, int type, int protocol, _Out_ void *ends)'),
+  connect: libc.func('int connect(int fd, const void *address, unsigned int length)'),
+  dup3: libc.func('int dup3(int from, int to, int flags)'),
 };
 
 export const mountFlags = {
@@ -375,4 +378,68 @@ export function reap(pid: number): number | undefined {
   const result = c.waitpid(pid, status, WNOHANG);
   if (result === 0) return undefined;
   return check(result, `wait for ${pid}`) === pid ? status[0] : undefined;
+}
+
+const SOCK_STREAM = 1;
+const SOCK_SEQPACKET = 5;
+const SOCK_NONBLOCK = 0o4000;
+const SOCK_CLOEXEC = 0o2000000;
+const AF_UNIX = 1;
+const AF_INET = 2;
+const AF_INET6 = 10;
+
+/**
+ * connect(2) to a socket of packets (SOCK_SEQPACKET) at `path`, of at most 107 bytes: [descriptor, stand-in]. Node opens
+ * sockets by descriptor only where they are streams, so the stand-in, a stream socket, is opened instead and
+ * `replaceDescriptor` puts the packets under it. Neither blocks. Throws SYSCALL_FAILED with `details.errno`.
+ */
+export function connectPackets(path: string): [number, number] {
+  const address = Buffer.alloc(110);
+  address.writeUInt16LE(AF_UNIX, 0);
+  if (address.write(path, 2, 108, 'utf8') !== Buffer.byteLength(path)) {
+    throw new KeelsonError('SYSCALL_FAILED', `connect to ${path}: ENAMETOOLONG`, {
+      details: { errno: 'ENAMETOOLONG' },
+    });
+  }
+  const fd = check(c.socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), 'socket');
+  try {
+    check(c.connect(fd, address, address.length), `connect to ${path}`);
+    const ends = new Int32Array(2);
+    check(c.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends), 'socketpair');
+    c.close(ends[1]!);
+    return [fd, ends[0]!];
+  } catch (error) {
+    c.close(fd);
+    throw error;
+  }
+}
+
+/** dup3(2): `to` becomes what `from` is; `from` is closed. */
+export function replaceDescriptor(from: number, to: number): void {
+  const O_CLOEXEC = 0o2000000;
+  try {
+    check(c.dup3(from, to, O_CLOEXEC), 'dup3');
+  } finally {
+    c.close(from);
+  }
+}
+
+/** A TCP socket in the network namespace of the calling thread, where it stays whatever the thread does later. */
+export function tcpSocket(family: 4 | 6): number {
+  const domain = family === 4 ? AF_INET : AF_INET6;
+  return check(c.socket(domain, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), 'socket');
+}
+
+/** connect(2) to the loopback address, without waiting: true when it is made. Throws SYSCALL_FAILED with `details.errno`. */
+export function connectLoopback(fd: number, family: 4 | 6, port: number): boolean {
+  const address = Buffer.alloc(family === 4 ? 16 : 28);
+  address.writeUInt16LE(family === 4 ? AF_INET : AF_INET6, 0);
+  address.writeUInt16BE(port, 2);
+  if (family === 4) address.writeUInt32BE(0x7f000001, 4);
+  else address[23] = 1;
+  if (c.connect(fd, address, address.length) === 0) return true;
+  const name = errorNames.get(koffi.errno()) ?? 'failed';
+  if (name === 'EISCONN') return true;
+  if (name === 'EINPROGRESS' || name === 'EALREADY') return false;
+  throw new KeelsonError('SYSCALL_FAILED', `connect to port ${port}: ${name}`, { details: { errno: name } });
 }

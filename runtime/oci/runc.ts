@@ -12,6 +12,8 @@ export interface OciRuntime {
   readonly path: string;
   /** The options before the verb that conmon must pass on, too. */
   readonly globalArgs: readonly string[];
+  /** The options before the verb of every call that keelson itself makes. */
+  readonly callArgs: readonly string[];
   /** Lets the created container's process go. Throws CONTAINER_START_FAILED. */
   start(id: string, signal?: AbortSignal): Promise<void>;
   /** Makes and starts without a monitor; the process gets no standard streams. Throws SANDBOX_CREATE_FAILED. */
@@ -51,6 +53,7 @@ export function makeOciRuntime(options: {
   return {
     path,
     globalArgs,
+    callArgs: withDriver,
     async start(id, signal) {
       try {
         await call(['start', id], signal);

@@ -3,6 +3,7 @@
  * (pkg/framework, pkg/validate and images of sigs.k8s.io/cri-tools).
  */
 import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import type { CriTools } from '../peers/cri-tools.ts';
 import { type BuiltImage, buildImage, busyboxImage, type ImageRunConfig, pushImage } from '../peers/image.ts';
 import { nginxConfig, nginxFiles } from '../peers/nginx.ts';
@@ -11,6 +12,7 @@ import type { TarEntry } from '../peers/tar.ts';
 /** What pods of containerd are held by; the suite removes `pause:3.9`, so it must be another image. */
 export const sandboxImage = 'registry.k8s.io/pause:stand-in';
 
+const busybox = '/bin/busybox';
 const e2e = 'registry.k8s.io/e2e-test-images';
 const staging = 'gcr.io/k8s-staging-cri-tools';
 
@@ -59,19 +61,41 @@ async function images(tools: CriTools, signal: AbortSignal): Promise<Map<string,
   ]);
 }
 
-/** Debian's busybox has no pgrep and no ipcs. */
+/**
+ * Debian's busybox has no pgrep and no ipcs, and its shell runs the applets that it has without looking for their
+ * files. The suite hides `/bin/ls` and then wants the shell to fail: there ls is a file of its own, not a link, which
+ * the shell does not know.
+ */
 function testBusybox(): BuiltImage {
   const pgrep = `for folder in /proc/[0-9]*; do
   [ "$(cat $folder/comm 2> /dev/null)" != "$1" ] || echo \${folder#/proc/}
 done`;
   const ipcs = 'cat /proc/sysvipc/shm';
   return busyboxImage({
-    files: Object.entries({ pgrep, ipcs }).map(([name, script]) => ({
-      path: `bin/${name}`,
-      content: `#!/bin/sh\n${script}\n`,
-      mode: 0o755,
-    })),
+    files: [
+      { path: 'bin/sh', content: shellWithoutLs(), mode: 0o755 },
+      { path: 'bin/ls', fromHost: busybox, mode: 0o755 },
+      ...Object.entries({ pgrep, ipcs }).map(([name, script]) => ({
+        path: `bin/${name}`,
+        content: `#!/bin/sh\n${script}\n`,
+        mode: 0o755,
+      })),
+    ],
   });
+}
+
+/** busybox with another name for ls in its sorted table of applets. */
+function shellWithoutLs(): Buffer {
+  const applets = execFileSync(busybox, ['--list'], { encoding: 'utf8' }).trim().split('\n');
+  const at = applets.indexOf('ls');
+  const names = (name: string) => Buffer.from(`${applets[at - 1]}\0${name}\0${applets[at + 1]}\0`);
+  const program = readFileSync(busybox);
+  const table = program.indexOf(names('ls'));
+  if (at < 1 || table === -1 || program.indexOf(names('ls'), table + 1) !== -1) {
+    throw new Error(`${busybox} has no table of applets where ls can be found`);
+  }
+  names('lr').copy(program, table);
+  return program;
 }
 
 const architecture = (image: BuiltImage) => image.platform.architecture;

@@ -129,6 +129,7 @@ export async function layOutMachine(): Promise<MachinePaths> {
       'ping',
       'wc',
     ],
+    ...['stty', 'tty', 'nc', 'httpd', 'mkdir'],
   ]) {
     await symlink('busybox', join(bin, applet));
   }

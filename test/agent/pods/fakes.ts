@@ -221,6 +221,9 @@ export function fakeRuntime(clock: Clock, delay: () => Promise<void> = turn): Fa
       await begin('execSync', `${id} ${command.join(' ')}`, signal);
       return { stdout: Buffer.alloc(0), stderr: Buffer.alloc(0), exitCode: command[0] === 'false' ? 1 : 0 };
     },
+    exec: async () => 0,
+    attach: async () => {},
+    portForward: async () => {},
     reopenContainerLog: async () => {},
     containerEvents(listener) {
       listeners.add(listener);
