@@ -147,6 +147,7 @@ async function assemble(
       clock,
       handlers: keelson.runtimes,
       conmon: keelson.conmon,
+      selinux: keelson.selinux,
       cgroupDriver: config.cgroupDriver,
       version,
     });

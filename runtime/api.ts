@@ -33,11 +33,35 @@ export interface DnsConfig {
 /** Where a namespace comes from. `container`: one of its own; `target`: that of container `targetId` (PID only). */
 export type NamespaceMode = 'pod' | 'container' | 'node' | 'target';
 
+/** `length` ids from `containerId` on are those from `hostId` on outside. */
+export interface IdMapping {
+  readonly hostId: number;
+  readonly containerId: number;
+  readonly length: number;
+}
+
+/** `node`: no user namespace of its own, the mappings are not looked at. */
+export interface UserNamespace {
+  readonly mode: 'pod' | 'node';
+  readonly uids: readonly IdMapping[];
+  readonly gids: readonly IdMapping[];
+}
+
 export interface NamespaceOption {
   readonly network: 'pod' | 'node';
   readonly pid: NamespaceMode;
   readonly ipc: 'pod' | 'node';
   readonly targetId?: string;
+  /** Absent: the node's user namespace. A container's must be those of its sandbox. */
+  readonly user?: UserNamespace;
+}
+
+/** Parts of an SELinux label; what is empty is taken from the runtime's own label for containers. */
+export interface SelinuxOption {
+  readonly user?: string;
+  readonly role?: string;
+  readonly type?: string;
+  readonly level?: string;
 }
 
 export interface SecurityProfile {
@@ -48,8 +72,13 @@ export interface SecurityProfile {
 
 export interface LinuxSandboxSecurityContext {
   readonly namespaces: NamespaceOption;
+  /** Must be set where a container in it is to be privileged. */
   readonly privileged?: boolean;
+  /** Of the first process of a shared PID namespace, where there is one. The same for the others. */
   readonly seccomp?: SecurityProfile;
+  readonly apparmor?: SecurityProfile;
+  /** Also of the containers that give none of their own. */
+  readonly selinux?: SelinuxOption;
 }
 
 export interface PodSandboxConfig {
@@ -130,9 +159,23 @@ export interface KeyValue {
 
 export interface Mount {
   readonly containerPath: string;
+  /** Empty where `image` is given. Made as a folder where it is missing. */
   readonly hostPath: string;
   readonly readonly: boolean;
   readonly propagation: 'private' | 'host-to-container' | 'bidirectional';
+  /** Mounts below it, too. Only with `readonly` and `private`, and where the handler can (RROUnsupported). */
+  readonly recursiveReadonly?: boolean;
+  /** Relabels the host path for the container, where the host has SELinux. */
+  readonly selinuxRelabel?: boolean;
+  /** An idmapped mount; both or neither. */
+  readonly uidMappings?: readonly IdMapping[];
+  readonly gidMappings?: readonly IdMapping[];
+  /** An image that is present, mounted instead of a host path; always read-only. */
+  readonly image?: ImageSpec;
+  /** A folder or file in the image instead of its root. */
+  readonly imageSubPath?: string;
+  /** Of noexec, nodev, nosuid and their like. */
+  readonly mountOptions?: readonly string[];
 }
 
 export interface LinuxContainerResources {
@@ -141,6 +184,8 @@ export interface LinuxContainerResources {
   readonly cpuQuota?: number;
   readonly cpuShares?: number;
   readonly memoryLimitBytes?: number;
+  /** Of memory and swap together; absent: as much as `memoryLimitBytes`, so none of it is swap. */
+  readonly memorySwapLimitBytes?: number;
   readonly oomScoreAdj?: number;
   readonly cpusetCpus?: string;
   readonly cpusetMems?: string;
@@ -153,10 +198,16 @@ export interface LinuxContainerResources {
 export interface LinuxContainerSecurityContext {
   readonly namespaces: NamespaceOption;
   readonly privileged?: boolean;
-  readonly capabilities?: { readonly add: readonly string[]; readonly drop: readonly string[] };
+  /** Names with or without CAP_; ALL. Ambient ones are added, and kept by processes that are not root. */
+  readonly capabilities?: {
+    readonly add: readonly string[];
+    readonly drop: readonly string[];
+    readonly addAmbient?: readonly string[];
+  };
   /** At most one of `runAsUser` and `runAsUsername`; neither: the image's user. */
   readonly runAsUser?: number;
   readonly runAsUsername?: string;
+  /** Only with one of the two. */
   readonly runAsGroup?: number;
   readonly supplementalGroups?: readonly number[];
   /** Default merge: the groups of the user in the image's /etc/group are added. */
@@ -167,6 +218,8 @@ export interface LinuxContainerSecurityContext {
   readonly readonlyPaths?: readonly string[];
   readonly seccomp?: SecurityProfile;
   readonly apparmor?: SecurityProfile;
+  /** Absent: the sandbox's. */
+  readonly selinux?: SelinuxOption;
 }
 
 /**
@@ -220,6 +273,8 @@ export interface ContainerConfig {
     readonly hostPath: string;
     readonly permissions: string;
   }[];
+  /** Qualified names of the Container Device Interface, `vendor/class=name`; also read from `cdi.k8s.io/` annotations. */
+  readonly cdiDevices?: readonly { readonly name: string }[];
   readonly labels: Readonly<Record<string, string>>;
   readonly annotations: Readonly<Record<string, string>>;
   /** Relative to the sandbox's `logDirectory`. */
@@ -262,6 +317,10 @@ export interface ContainerStatus extends Container {
   /** Absolute path of the log. */
   readonly logPath: string;
   readonly mounts: readonly Mount[];
+  /** As last updated. */
+  readonly resources?: LinuxContainerResources;
+  /** The one in force: the container's, the image's, or SIGTERM. */
+  readonly stopSignal?: string;
   /** The repo digest it was made from where one is known, else the image id: for the pod status `imageID`. */
   readonly imageDigestRef: string;
   /** The first process on the host; 0 when not running. */
@@ -271,10 +330,6 @@ export interface ContainerStatus extends Container {
     readonly gid: number;
     readonly supplementalGroups: readonly number[];
   };
-  /** `SIGTERM` and the like. */
-  readonly stopSignal?: string;
-  /** The limits in force. */
-  readonly resources?: LinuxContainerResources;
 }
 
 export interface ContainerEvent {
@@ -295,6 +350,14 @@ export interface RuntimeCondition {
 export interface RuntimeVersion {
   readonly runtimeName: string;
   readonly runtimeVersion: string;
+}
+
+/** What a RuntimeClass may name. A handler whose program is missing can do nothing. */
+export interface RuntimeHandler {
+  readonly name: string;
+  readonly recursiveReadOnlyMounts: boolean;
+  /** With idmapped mounts. */
+  readonly userNamespaces: boolean;
 }
 
 export interface ExecSyncResult {
@@ -368,10 +431,21 @@ export interface RuntimeService {
    * Throws FAILED_PRECONDITION (not ready), UNAVAILABLE (nobody listens, or the connection broke), ABORTED.
    */
   portForward(sandboxId: string, port: number, io: Duplex, signal?: AbortSignal): Promise<void>;
+  /**
+   * Sets what is given (not 0, not empty) and leaves the rest. Applies all of it or nothing.
+   * INVALID_ARGUMENT for values that make no sense, FAILED_PRECONDITION for those that the kernel refuses.
+   */
+  updateContainerResources(
+    id: string,
+    resources: LinuxContainerResources,
+    signal?: AbortSignal,
+  ): Promise<void>;
   /** After a rotation: the monitor opens the log path again. */
   reopenContainerLog(id: string, signal?: AbortSignal): Promise<void>;
   /** Calls `listener` for every event from now on; returns the function that ends it. */
   containerEvents(listener: (event: ContainerEvent) => void): () => void;
+  /** The handlers of this node and what they can do, the default one (with the name '') first. */
+  handlers(): Promise<readonly RuntimeHandler[]>;
 }
 
 /** Pressure stall information (Documentation/accounting/psi.rst): shares of the time in percent, total in microseconds. */

@@ -16,6 +16,7 @@ import { execOnTerminal } from './io/terminal.ts';
 import { createInBundle, logPathOf } from './oci/bundle.ts';
 import { reopenLog } from './oci/conmon.ts';
 import { containerCgroup } from './oci/spec.ts';
+import { checkContainerRequest } from './security/admission.ts';
 import type { ContainerRecord, SandboxRecord } from './state.ts';
 
 /** How long the container may wait for one who is attached and does not read. */
@@ -111,10 +112,10 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
 
   const create = async (sandboxId: string, config: ContainerConfig, signal: AbortSignal): Promise<string> => {
     checkContainerConfig(config);
+    checkContainerRequest(config, readySandbox(sandboxId).config, context.host.cgroupVersion);
     if (signal.aborted) throw abortError(signal, 'creating the container');
     const image = await images.forContainer(config.image.image);
     const sandbox = readySandbox(sandboxId);
-    warnOfProfiles(context, config);
     const { envs, command, args, ...kept } = config;
     const id = randomBytes(32).toString('hex');
     const imageSignal = image.config.StopSignal ?? '';
@@ -303,16 +304,4 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
       );
     },
   };
-}
-
-/** What is wanted but not done yet must not pass in silence. */
-function warnOfProfiles(context: Context, config: ContainerConfig): void {
-  const { seccomp, apparmor, privileged } = config.linux.security;
-  if (privileged) return;
-  if (seccomp?.type === 'RuntimeDefault') {
-    context.warnOnce('seccomp RuntimeDefault is not applied yet: containers run without a seccomp filter');
-  }
-  if (apparmor?.type === 'RuntimeDefault') {
-    context.warnOnce('AppArmor RuntimeDefault is not applied yet: containers run unconfined by AppArmor');
-  }
 }

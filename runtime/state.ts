@@ -4,7 +4,12 @@
  * A row is written in state `creating` before anything of it exists on the machine and deleted after the last of it is
  * gone; so whatever no row names may be swept. The configuration in a row never changes; the rest does.
  */
-import type { ContainerConfig, PodSandboxConfig, PodSandboxMetadata } from './api.ts';
+import type {
+  ContainerConfig,
+  LinuxContainerResources,
+  PodSandboxConfig,
+  PodSandboxMetadata,
+} from './api.ts';
 import type { Database } from './host/database.ts';
 import type { ProcessIdentity } from './processes.ts';
 
@@ -40,6 +45,8 @@ export interface ContainerRecord {
   readonly init: ProcessIdentity | undefined;
   readonly monitor: ProcessIdentity | undefined;
   readonly user: { uid: number; gid: number; supplementalGroups: readonly number[] } | undefined;
+  /** As last updated; absent: those of the configuration. */
+  readonly resources?: LinuxContainerResources;
   readonly startedAt: number;
   readonly finishedAt: number;
   readonly exitCode: number;

@@ -271,6 +271,8 @@ const ownFields = {
     default: { runc: { path: 'runc' } },
     acted,
   }),
+  /** Containers get SELinux labels, on hosts with SELinux. */
+  selinux: boolean({ default: false, acted }),
   /** Program name or path. */
   conmon: string({ default: 'conmon', acted }),
   /** Layers fetched at once, for the whole node. Unset: the image service's own default. */

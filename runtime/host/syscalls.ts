@@ -2,6 +2,7 @@
  * The system calls that Node.js lacks, through koffi. The only file that loads koffi.
  * All of them are synchronous and short, and act on the calling thread.
  */
+import { closeSync, openSync } from 'node:fs';
 import koffi from 'koffi';
 import { KeelsonError } from './errors.ts';
 
@@ -34,6 +35,14 @@ const c = {
   ioctl: libc.func('int ioctl(int fd, unsigned long request, _Inout_ void *argument)'),
   close: libc.func('int close(int fd)'),
   pipe2: libc.func('int pipe2(_Out_ void *ends, int flags)'),
+  // The C library's own wrappers are young (glibc 2.36); the numbers are the same on all processors.
+  openTree: libc.func('syscall', 'long', ['long', 'int', 'const char *', 'unsigned int']),
+  mountSetattr: libc.func('syscall', 'long', [
+    ...['long', 'int', 'const char *', 'unsigned int', 'const void *', 'size_t'],
+  ]),
+  moveMount: libc.func('syscall', 'long', [
+    ...['long', 'int', 'const char *', 'int', 'const char *', 'unsigned int'],
+  ]),
   waitpid: libc.func('int waitpid(int pid, _Out_ int *status, int options)'),
   posix_spawnp: libc.func(
     'int posix_spawnp(_Out_ int *pid, const char *file, void *actions, void *attributes, const char **argv, const char **envp)',
@@ -118,6 +127,47 @@ export function mount(
   data: string | null = null,
 ): void {
   check(c.mount(source, target, type, flags, data), `mount ${type ?? source ?? ''} on ${target}`);
+}
+
+/**
+ * Mounts the folder `source` (that mount only) at `target`, read-only, with ids as the user namespace at the path
+ * `userNamespace` sees them (mount_setattr(2), "ID-mapped mounts"; Linux 5.12).
+ */
+export function mountShifted(source: string, target: string, userNamespace: string): void {
+  const OPEN_TREE = 428;
+  const MOVE_MOUNT = 429;
+  const MOUNT_SETATTR = 442;
+  const AT_FDCWD = -100;
+  const OPEN_TREE_CLONE_CLOEXEC = 1 | 0o2000000;
+  const AT_EMPTY_PATH = 0x1000;
+  const MOVE_MOUNT_F_EMPTY_PATH = 4;
+  const MOUNT_ATTR_RDONLY = 1n;
+  const MOUNT_ATTR_IDMAP = 0x100000n;
+  const namespace = openSync(userNamespace, 'r');
+  try {
+    const tree = check(
+      Number(c.openTree(OPEN_TREE, AT_FDCWD, source, OPEN_TREE_CLONE_CLOEXEC)),
+      `open_tree ${source}`,
+    );
+    try {
+      // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
+      const attributes = Buffer.from(
+        new BigUint64Array([MOUNT_ATTR_RDONLY | MOUNT_ATTR_IDMAP, 0n, 0n, BigInt(namespace)]).buffer,
+      );
+      check(
+        Number(c.mountSetattr(MOUNT_SETATTR, tree, '', AT_EMPTY_PATH, attributes, attributes.length)),
+        `shift the ids of ${source}`,
+      );
+      check(
+        Number(c.moveMount(MOVE_MOUNT, tree, '', AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH)),
+        `mount ${source} on ${target}`,
+      );
+    } finally {
+      c.close(tree);
+    }
+  } finally {
+    closeSync(namespace);
+  }
 }
 
 /** umount2(2). Returns false where nothing was mounted at `target` (EINVAL) or `target` is gone (ENOENT). */

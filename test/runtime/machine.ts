@@ -227,6 +227,12 @@ export async function openRuntime(
     cni,
     log,
     clock: systemClock,
+    cdiFolders: [join(paths.root, 'cdi-etc'), join(paths.root, 'cdi-run')],
+    handlers: {
+      runc: { path: process.env['KEELSON_TEST_RUNC'] ?? 'runc' },
+      // There where a test makes it.
+      other: { path: join(paths.root, 'other-runtime') },
+    },
     version: '0.0.0-test',
   });
   return {
@@ -347,6 +353,7 @@ export async function leftoversOf(paths: MachinePaths): Promise<string[]> {
     [join(paths.runDir, 'containers'), []],
     [join(paths.runDir, 'exits'), []],
     [join(paths.runDir, 'oci/runc'), []],
+    [join(paths.runDir, 'oci/other'), []],
     [join(paths.stateDir, 'containers'), []],
     [join(paths.root, 'ipam', `keelson-test-${paths.bridge.slice(2)}`), ['last_reserved_ip.0', 'lock']],
   ] as const) {

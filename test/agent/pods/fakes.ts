@@ -224,6 +224,8 @@ export function fakeRuntime(clock: Clock, delay: () => Promise<void> = turn): Fa
     exec: async () => 0,
     attach: async () => {},
     portForward: async () => {},
+    updateContainerResources: async () => {},
+    handlers: async () => [],
     reopenContainerLog: async () => {},
     containerEvents(listener) {
       listeners.add(listener);
