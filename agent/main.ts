@@ -163,7 +163,11 @@ async function assemble(
         images,
         log: log.child({ room: 'cri' }),
         clock,
-        info: async () => ({ config: { ...keelson, cgroupDriver: config.cgroupDriver } }),
+        info: async () => ({
+          config: { ...keelson, cgroupDriver: config.cgroupDriver },
+          cniconfig: { PluginDirs: keelson.cniBinDirs, PluginConfDirs: keelson.cniConfDirs },
+          lastCNILoadStatus: (await cni.status()).message || 'OK',
+        }),
       });
       after(() => cri.close());
     }

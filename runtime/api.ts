@@ -603,6 +603,8 @@ export interface HandlerFeatures {
 export interface RuntimeDetails {
   handlers(): Promise<readonly HandlerFeatures[]>;
   readonly cgroupDriver: 'cgroupfs' | 'systemd';
+  /** Whether the node has CRIU, which checkpoints of containers need. */
+  canCheckpoint(): Promise<boolean>;
   /** For people who look closer: pid, configuration, OCI specification. Throws NOT_FOUND. */
   containerInfo(id: string): Promise<Readonly<Record<string, unknown>>>;
   sandboxInfo(id: string): Promise<Readonly<Record<string, unknown>>>;

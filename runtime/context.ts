@@ -85,7 +85,7 @@ export interface Context {
 }
 
 /** Absolute path of `program`, searched on the PATH; undefined where it is not. */
-function findProgram(program: string): string | undefined {
+export function findProgram(program: string): string | undefined {
   const places = isAbsolute(program)
     ? [program]
     : [...(process.env['PATH'] ?? '').split(delimiter), '/usr/sbin', '/usr/bin', '/sbin', '/bin'].map(

@@ -39,8 +39,7 @@ export interface RuntimeServiceOptions {
   info(): Promise<Readonly<Record<string, unknown>>>;
 }
 
-const unimplemented = (message: string, hint?: string) => () =>
-  Promise.reject(new KeelsonError('UNIMPLEMENTED', message, { hint }));
+const unimplemented = (message: string) => () => Promise.reject(new KeelsonError('UNIMPLEMENTED', message));
 
 export function makeRuntimeHandlers({
   runtime,
@@ -232,10 +231,15 @@ export function makeRuntimeHandlers({
       ),
     GetContainerEvents: (_request, call) => sendEvents(runtime, call),
 
-    CheckpointContainer: unimplemented(
-      'containers cannot be checkpointed: keelson does not drive CRIU yet',
-      'containers of this node can only be stopped and started anew',
-    ),
+    async CheckpointContainer() {
+      throw new KeelsonError(
+        'UNIMPLEMENTED',
+        (await runtime.canCheckpoint())
+          ? 'containers cannot be checkpointed: criu is here, but keelson does not drive it yet'
+          : 'containers cannot be checkpointed: criu is not on this node',
+        { hint: 'stop the container and start a new one instead' },
+      );
+    },
     CheckpointPod: unimplemented('pods cannot be checkpointed'),
     RestorePod: unimplemented('pods cannot be restored from a checkpoint'),
   };

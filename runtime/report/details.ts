@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { RuntimeDetails } from '../api.ts';
-import type { Context } from '../context.ts';
+import { type Context, findProgram } from '../context.ts';
 import { KeelsonError } from '../host/errors.ts';
 import { pinnedNetwork } from '../sandbox_namespaces.ts';
 
@@ -20,6 +20,7 @@ export function makeDetails(context: Context, handlers: readonly string[]): Runt
     // The default one has no name for those who ask without.
     handlers: async () =>
       ['', ...handlers].map((name) => ({ name, recursiveReadOnlyMounts: false, userNamespaces: false })),
+    canCheckpoint: async () => findProgram('criu') !== undefined,
     async containerInfo(id) {
       const record = state.containers.get(id);
       if (record === undefined || record.state === 'creating') {
