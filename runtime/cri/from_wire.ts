@@ -59,6 +59,11 @@ function namespacesOf(options: Wire<'NamespaceOption'> | undefined): NamespaceOp
     pid: wordOf(namespaceModes, options.pid, 'namespace_options.pid'),
     ipc: shared(options.ipc, 'namespace_options.ipc'),
     targetId: options.targetId || undefined,
+    user: options.usernsOptions && {
+      mode: shared(options.usernsOptions.mode, 'userns_options.mode'),
+      uids: options.usernsOptions.uids,
+      gids: options.usernsOptions.gids,
+    },
   };
 }
 
@@ -111,6 +116,8 @@ export function sandboxConfigOf(config: Wire<'PodSandboxConfig'> | undefined): P
         namespaces: namespacesOf(security?.namespaceOptions),
         privileged: security?.privileged,
         seccomp: profileOf(security?.seccomp, security?.seccompProfilePath ?? '', 'seccomp'),
+        apparmor: profileOf(security?.apparmor, '', 'apparmor'),
+        selinux: security?.selinuxOptions,
       },
     },
   };
@@ -122,12 +129,24 @@ export function imageSpecOf(image: Wire<'ImageSpec'> | undefined): ImageSpec {
   return { image: name, runtimeHandler: runtimeHandler || undefined };
 }
 
+const someOf = <T>(list: readonly T[]): readonly T[] | undefined => (list.length === 0 ? undefined : list);
+
 function mountOf(mount: Wire<'Mount'>): Mount {
+  if (mount.image?.image && !mount.readonly) {
+    throw invalid(`mounts: an image can only be mounted read-only, not at ${mount.containerPath}`);
+  }
   return {
     containerPath: mount.containerPath,
     hostPath: mount.hostPath,
     readonly: mount.readonly,
     propagation: wordOf(propagations, mount.propagation, 'mounts.propagation'),
+    recursiveReadonly: mount.recursiveReadOnly || undefined,
+    selinuxRelabel: mount.selinuxRelabel || undefined,
+    uidMappings: someOf(mount.uidMappings),
+    gidMappings: someOf(mount.gidMappings),
+    image: mount.image?.image ? imageSpecOf(mount.image) : undefined,
+    imageSubPath: mount.imageSubPath || undefined,
+    mountOptions: someOf(mount.mountOptions),
   };
 }
 
@@ -140,6 +159,7 @@ export function resourcesOf(resources: Wire<'LinuxContainerResources'> | undefin
     cpuQuota: set(resources.cpuQuota, 'cpu_quota'),
     cpuShares: set(resources.cpuShares, 'cpu_shares'),
     memoryLimitBytes: set(resources.memoryLimitInBytes, 'memory_limit_in_bytes'),
+    memorySwapLimitBytes: set(resources.memorySwapLimitInBytes, 'memory_swap_limit_in_bytes'),
     oomScoreAdj: numberOf(resources.oomScoreAdj, 'oom_score_adj'),
     cpusetCpus: resources.cpusetCpus || undefined,
     cpusetMems: resources.cpusetMems || undefined,
@@ -162,6 +182,7 @@ function securityOf(
     capabilities: capabilities && {
       add: capabilities.addCapabilities,
       drop: capabilities.dropCapabilities,
+      addAmbient: capabilities.addAmbientCapabilities,
     },
     runAsUser: runAsUser && idOf(runAsUser.value, 'run_as_user'),
     runAsUsername: context.runAsUsername || undefined,
@@ -178,6 +199,7 @@ function securityOf(
     readonlyPaths: context.readonlyPaths,
     seccomp: profileOf(context.seccomp, context.seccompProfilePath, 'seccomp'),
     apparmor: profileOf(context.apparmor, context.apparmorProfile, 'apparmor'),
+    selinux: context.selinuxOptions,
   };
 }
 
@@ -206,6 +228,7 @@ export function containerConfigOf(config: Wire<'ContainerConfig'> | undefined): 
     envs: wanted.envs.map(environmentOf),
     mounts: wanted.mounts.map(mountOf),
     devices: wanted.devices,
+    cdiDevices: wanted.CDIDevices,
     labels: wanted.labels,
     annotations: wanted.annotations,
     logPath: wanted.logPath,

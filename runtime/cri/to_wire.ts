@@ -79,12 +79,20 @@ function mountTo(mount: Mount): WireInput<'Mount'> {
     hostPath: mount.hostPath,
     readonly: mount.readonly,
     propagation: nameOf(propagations, mount.propagation),
+    recursiveReadOnly: mount.recursiveReadonly,
+    selinuxRelabel: mount.selinuxRelabel,
+    uidMappings: mount.uidMappings,
+    gidMappings: mount.gidMappings,
+    // kubelets name it by its id.
+    image: mount.image && { image: mount.image.image, imageRef: mount.image.image },
+    imageSubPath: mount.imageSubPath,
+    mountOptions: mount.mountOptions,
   };
 }
 
 export function resourcesTo(resources: LinuxContainerResources): WireInput<'LinuxContainerResources'> {
-  const { memoryLimitBytes, ...same } = resources;
-  return { ...same, memoryLimitInBytes: memoryLimitBytes };
+  const { memoryLimitBytes, memorySwapLimitBytes, ...same } = resources;
+  return { ...same, memoryLimitInBytes: memoryLimitBytes, memorySwapLimitInBytes: memorySwapLimitBytes };
 }
 
 export function containerStatusTo(status: ContainerStatus): WireInput<'ContainerStatus'> {
