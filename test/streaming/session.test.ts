@@ -146,7 +146,7 @@ test('windows are kept with peers that use them', async () => {
     peer.frames.reduce((sum, frame) => sum + (frame.type === 'data' ? frame.data.length : 0), 0);
   streams[0]!.io.end(Buffer.alloc(100_000));
   await peer.until(() => size() >= 1000);
-  
+
   assert.equal(size(), 1000);
   peer.send({ type: 'window', id: 1, delta: 50_000 });
   await peer.until(() => size() >= 51_000);
