@@ -10,6 +10,7 @@ import { version } from './version.ts';
 const usage = `keelson ${version}: one process that is a Kubernetes node
 
   keelson agent           be a node
+  keelson runtime         be a container runtime for the kubelet of others
   keelson config check    say what is wrong with a configuration
 
   keelson images          list the images of this node
@@ -27,7 +28,7 @@ Commands about images ask the running agent; where none runs, they open the imag
 /** Loads all that an agent loads, so that its compiled code is in Node's compile cache. The launcher calls it. */
 async function warm(): Promise<void> {
   await Promise.all([
-    import('./main.ts'),
+    import('./main.ts').then(({ warmRest, warmThreads }) => Promise.all([warmRest(), warmThreads()])),
     import('./config/yaml.ts'),
     import('node:https'),
     import('./metrics/text.ts'),
@@ -37,6 +38,7 @@ async function warm(): Promise<void> {
 
 const commands: Readonly<Record<string, () => Promise<Command>>> = {
   agent: () => import('./cli/agent.ts'),
+  runtime: () => import('./cli/runtime.ts'),
   config: () => import('./cli/config.ts'),
   images: () => import('./cli/images.ts'),
   pull: () => import('./cli/pull.ts'),

@@ -1,8 +1,11 @@
 /** Puts the node together: the only place that knows every room. Data flows from the sources to the workers. */
 import { flushCompileCache } from 'node:module';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { makeCni } from '../cni/network.ts';
+import type { ImageFolder } from '../images/archive/watch.ts';
 import { type ImagesOptions, makeImages } from '../images/service.ts';
+import { makeUnpackPool } from '../images/unpack/pool.ts';
+import { loadModules, serveCri } from '../runtime/cri/serve.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
 import { type Clock, sleep, systemClock } from '../runtime/host/clock.ts';
 import { type Database, openDatabase } from '../runtime/host/database.ts';
@@ -22,16 +25,19 @@ import { makeObjectCache } from './apiserver/objects.ts';
 import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
+import { accessConfig, podsConfig } from './config/rooms.ts';
 import { agentListens } from './control/client.ts';
 import { type Handlers, imageVerbs } from './control/images.ts';
 import { socketName } from './control/protocol.ts';
 import { startControl } from './control/server.ts';
+import { type ImageAccess, makeImageAccess } from './images/access.ts';
+import { type ImageGc, startImageGc } from './images/gc.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { processMetrics } from './metrics/process.ts';
 import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
-import { makePodManager, type PodsConfig } from './pods/manager.ts';
+import { makePodManager } from './pods/manager.ts';
 import { kubernetesVersion, version } from './version.ts';
 import { makeVolumes } from './volumes/manager.ts';
 
@@ -42,25 +48,42 @@ export interface AgentOptions {
   /** Over the configuration's. */
   readonly nodeName: string | undefined;
   readonly nodeIp: string | undefined;
+  readonly imageCredentialProviderConfig: string | undefined;
+  readonly imageCredentialProviderBinDir: string | undefined;
+  /** Only the runtime and its CRI socket, for the kubelet of others: no pods of its own, no apiserver. */
+  readonly runtimeOnly?: boolean;
 }
 
 /** A command that works on the images where no agent runs is waited for so long. */
 const commandMs = 60_000;
 
+/** No pod: nobody's secrets and service account. */
+const nobody = { namespace: '', name: '', uid: '', serviceAccount: '', pullSecrets: [] } as const;
+
 /** After a start or a change of containers, when memory that only they needed is given back. */
 const calmMs = 10_000;
+
+/** Loads what is otherwise loaded when it is first needed. */
+export async function warmRest(): Promise<void> {
+  await loadModules();
+}
 
 /** Runs the node until SIGTERM or SIGINT; containers go on without it. Resolves when it has started. */
 export async function startAgent(options: AgentOptions): Promise<void> {
   const config = await loadConfig(options.configFile, {
-    keelson: { hostnameOverride: options.nodeName, nodeIP: options.nodeIp },
+    keelson: {
+      hostnameOverride: options.nodeName,
+      nodeIP: options.nodeIp,
+      imageCredentialProviderConfig: absolutePath(options.imageCredentialProviderConfig),
+      imageCredentialProviderBinDir: absolutePath(options.imageCredentialProviderBinDir),
+    },
   });
   const clock = systemClock;
   const log = makeLogger(config.logLevel);
   for (const warning of config.warnings) log.warn(warning);
   // A failure that nobody waited for is a bug, and no reason to leave the node without its agent.
   process.on('unhandledRejection', (error) => log.error({ err: error }, 'a failure that nobody handled'));
-  const close = await assemble(config, options.kubeconfigFile, log, clock);
+  const close = await assemble(config, options, log, clock);
   let ending = false;
   const end = (signal: string) => {
     if (ending) return;
@@ -76,7 +99,7 @@ export async function startAgent(options: AgentOptions): Promise<void> {
 /** Opens the rooms from the floor up; returns what closes them in the other order and never rejects. */
 async function assemble(
   config: AgentConfig,
-  kubeconfigFile: string | undefined,
+  { kubeconfigFile, runtimeOnly = false }: AgentOptions,
   log: Logger,
   clock: Clock,
 ): Promise<() => Promise<void>> {
@@ -84,9 +107,11 @@ async function assemble(
   // Under a stricter one other users could read neither the pods' logs nor their resolv.conf.
   process.umask(0o022);
   const opened: (() => Promise<void> | void)[] = [];
+  const ending = new AbortController();
   /** `after` closes what was opened last first. */
   const after = (close: () => Promise<void> | void) => opened.push(close);
   const closeAll = async () => {
+    ending.abort(new KeelsonError('ABORTED', 'the agent is stopping'));
     for (const close of opened.reverse()) {
       try {
         await close();
@@ -101,13 +126,27 @@ async function assemble(
     await Promise.all(folders.map((folder) => ensureFolder(folder)));
     const db = await openState(config, log, clock);
     after(() => db.close());
-    const pulls = countPulls(await makeImages(imagesOptions(config, db, log, clock)), clock);
+    let access: ImageAccess | undefined;
+    let imageGc: ImageGc | undefined;
+    let watched: ImageFolder | undefined;
+    /** What the node itself has for an image: for pulls of the command line, and for mirrors. */
+    const nodeAuths = async (image: string, signal: AbortSignal) => {
+      const found = await access?.credentials(image, nobody, signal);
+      return found?.credentials.map(({ auth }) => auth) ?? [];
+    };
+    const imageRoom = await makeImages({
+      ...imagesOptions(config, db, log, clock),
+      onStorageFull: () => imageGc?.spaceRanOut(),
+      onImageLost: () => watched?.look(),
+      mirrorAuths: (host) => nodeAuths(`${host}/any`, ending.signal),
+    });
+    const pulls = countPulls(imageRoom, clock);
     const { images } = pulls;
     after(() => images.close());
     // From here on: images can be listed and pulled while the rest starts.
     const control = await startControl({
       runDir: keelson.runDir,
-      handlers: imageVerbs({ images }),
+      handlers: imageVerbs({ images, authsFor: nodeAuths }),
       log: log.child({ room: 'control' }),
       clock,
     });
@@ -129,12 +168,34 @@ async function assemble(
       clock,
       handlers: keelson.runtimes,
       conmon: keelson.conmon,
+      selinux: keelson.selinux,
       cgroupDriver: config.cgroupDriver,
       version,
     });
     after(() => runtime.close());
     for (const condition of await runtime.status()) {
       if (!condition.status) log.error({ condition: condition.type }, condition.message);
+    }
+    const criSocket = keelson.criSocket ?? join(keelson.runDir, 'keelson.sock');
+    if (criSocket !== '') {
+      const cri = await serveCri({
+        socket: criSocket,
+        runtime,
+        images,
+        log: log.child({ room: 'cri' }),
+        clock,
+        streaming: { idleMs: config.streamingConnectionIdleTimeout },
+        info: async () => ({
+          config: { ...keelson, cgroupDriver: config.cgroupDriver },
+          cniconfig: { PluginDirs: keelson.cniBinDirs, PluginConfDirs: keelson.cniConfDirs },
+          lastCNILoadStatus: (await cni.status()).message || 'OK',
+        }),
+      });
+      after(() => cri.close());
+    }
+    if (runtimeOnly) {
+      log.info({ version, criSocket }, 'the runtime is up');
+      return closeAll;
     }
 
     const client =
@@ -192,6 +253,17 @@ async function assemble(
     });
     after(() => objects.close());
 
+    const imageAccess = await makeImageAccess({
+      images,
+      objects,
+      client,
+      clock,
+      log: log.child({ room: 'pods' }),
+      ...accessConfig(config),
+    });
+    access = imageAccess;
+    after(() => imageAccess.close());
+
     const firstFacts = await facts.read();
     const allocatable = () => node?.current()?.status?.allocatable ?? {};
     const volumes = makeVolumes({
@@ -208,6 +280,7 @@ async function assemble(
     const pods = makePodManager({
       runtime,
       images,
+      imageAccess,
       volumes,
       cgroups: cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups,
       client,
@@ -228,6 +301,22 @@ async function assemble(
       clock,
     });
     after(() => pods.close());
+    imageGc = startImageGc({
+      images,
+      pods: () => pods.pods(),
+      disk: async () => (await facts.read()).imagefs,
+      thresholds: {
+        highPercent: config.imageGCHighThresholdPercent,
+        lowPercent: config.imageGCLowThresholdPercent,
+        minimumAgeMs: config.imageMinimumGCAge,
+        maximumAgeMs: config.imageMaximumGCAge,
+      },
+      nodeName,
+      events,
+      clock,
+      log: log.child({ room: 'images' }),
+    });
+    after(() => imageGc?.close());
     if (config.staticPodPath !== undefined) {
       const manifests = watchManifests({
         folder: config.staticPodPath,
@@ -298,7 +387,20 @@ async function assemble(
       });
       after(() => healthz.close());
     }
+    const archives = once(async () => {
+      const { watchImageFolder } = await import('../images/archive/watch.ts');
+      watched = watchImageFolder({
+        folder: keelson.imagesDir ?? join(keelson.stateDir, 'images'),
+        db,
+        images,
+        log: log.child({ room: 'images' }),
+        clock,
+        onEvent: calm.stir,
+      });
+      after(() => watched?.close());
+    });
     const calm = whenCalm(clock, calmMs, () => {
+      archives().catch((error: unknown) => log.error({ err: error }, 'image archives are not looked for'));
       flushCompileCache(); // A killed process would not leave it to the next one.
       giveMemoryBack().catch((error: unknown) => log.warn({ err: error }, 'cannot give memory back'));
     });
@@ -321,7 +423,10 @@ async function openState({ keelson }: AgentConfig, log: Logger, clock: Clock): P
   const patience = clock.monotonic() + commandMs;
   for (let told = false; ; told = true) {
     try {
-      return openDatabase(path); // Tries for a second.
+      return openDatabase(path, {
+        onSalvage: (salvage) =>
+          log.error(salvage, 'the database was damaged: a new one has what could be read of it'),
+      }); // Tries for a second.
     } catch (error) {
       if (!isError(error, 'DATABASE_LOCKED') || clock.monotonic() > patience) throw error;
       if (await agentListens(join(keelson.runDir, socketName))) throw error;
@@ -348,6 +453,8 @@ function imagesOptions(config: AgentConfig, db: Database, log: Logger, clock: Cl
       stallMs: keelson.downloadStallTimeout,
     },
     insecureRegistries: keelson.insecureRegistries,
+    registryFolders: keelson.registryFolders,
+    registryMirrorsOnly: keelson.registryMirrorsOnly,
   };
 }
 
@@ -375,6 +482,13 @@ export async function openImageVerbs(
   }
 }
 
+/** Starts an unpack thread for a moment, so that its compiled code is kept as well as ours. */
+export async function warmThreads(): Promise<void> {
+  const pool = makeUnpackPool({ clock: systemClock });
+  await pool.warm();
+  await pool.close();
+}
+
 /** Calls `act` each time when nothing has stirred for `ms`; it begins stirred. */
 function whenCalm(clock: Clock, ms: number, act: () => void): { stir(): void; close(): void } {
   let cancel = clock.after(ms, act);
@@ -387,27 +501,16 @@ function whenCalm(clock: Clock, ms: number, act: () => void): { stir(): void; cl
   };
 }
 
-/** The part of the configuration that is about pods, in the words of their room. */
-function podsConfig(config: AgentConfig): PodsConfig {
-  const { keelson } = config;
-  return {
-    kubeletDir: keelson.kubeletDir,
-    podLogsDir: config.podLogsDir,
-    containerLogsDir: keelson.containerLogsDir,
-    clusterDns: config.clusterDNS ?? [],
-    clusterDomain: config.clusterDomain ?? '',
-    resolvConf: config.resolvConf,
-    cgroup: {
-      driver: config.cgroupDriver,
-      root: config.cgroupRoot ?? '/',
-      cpuCfsQuota: config.cpuCFSQuota,
-      cpuCfsPeriodUs: config.cpuCFSQuotaPeriod * 1000,
-      podPidsLimit: config.podPidsLimit > 0 ? config.podPidsLimit : undefined,
-    },
-    security: {
-      seccompRoot: join(keelson.kubeletDir, 'seccomp'),
-      seccompDefault: config.seccompDefault,
-    },
-    maxContainerRestartPeriodMs: config.crashLoopBackOff.maxContainerRestartPeriod,
+/** `act` at the first call only. */
+function once(act: () => Promise<void>): () => Promise<void> {
+  let run: Promise<void> | undefined;
+  return () => {
+    run ??= act();
+    return run;
   };
+}
+
+/** A path of the command line, which may be relative. */
+function absolutePath(path: string | undefined): string | undefined {
+  return path && resolve(path);
 }

@@ -2,6 +2,7 @@
  * Manifests and indexes as registries send them: OCI image-spec 1.1 and Docker schema 2. Foreign JSON is checked
  * field by field here, and nowhere else; everything behind this file works with its types.
  */
+import { readFileSync } from 'node:fs';
 import { KeelsonError } from '../runtime/host/errors.ts';
 import { isDigest } from './reference.ts';
 
@@ -16,6 +17,8 @@ export interface Descriptor {
   readonly digest: string;
   /** Bytes. */
   readonly size: number;
+  /** Of a foreign layer: where else its bytes are. Anybody's words, not yet checked to be URLs. */
+  readonly urls?: readonly string[];
 }
 
 export interface ImageManifest {
@@ -44,8 +47,13 @@ export const largestManifest = 4 << 20;
 /** overlayfs stacks at most 500 lower layers. */
 const mostLayers = 500;
 const mostManifests = 1000;
+const mostUrls = 10;
+/**
+ * OCI's and Docker's layers, foreign ones too, and tar archives under the names of others, in any compression that is
+ * unpacked: their bytes say themselves which one it is. Never encrypted ones (`+encrypted`).
+ */
 const layerType =
-  /^application\/vnd\.(?:oci\.image\.layer(?:\.nondistributable)?\.v1\.tar(?:\+(?:gzip|zstd))?|docker\.image\.rootfs\.(?:diff|foreign\.diff)\.tar(?:\.(?:gzip|zstd))?)$/;
+  /^application\/(?:[\w!#$&^.+-]*[.+-])?(?:tar|tgz|x-tar|x-gtar|x-gzip-tar)(?:[.+-](?:gzip|gz|zstd|zst))?$/;
 const configTypes = [
   'application/vnd.oci.image.config.v1+json',
   'application/vnd.docker.container.image.v1+json',
@@ -120,19 +128,15 @@ export function parseManifest(
   if (!Array.isArray(layers)) throw invalid('layers is not a list');
   if (layers.length > mostLayers) throw invalid(`it has more than ${mostLayers} layers`);
   const configFound = readDescriptor(config, 'config', invalid);
-  if (!configTypes.includes(configFound.mediaType)) {
-    throw new KeelsonError(
-      'IMAGE_UNSUPPORTED',
-      `${what} is not a container image: its config is ${JSON.stringify(configFound.mediaType.slice(0, 200))}`,
-    );
-  }
+  if (!configTypes.includes(configFound.mediaType)) throw artifact(json, configFound, layers, what);
   if (configFound.size > largestManifest) throw invalid(`config has more than ${largestManifest} bytes`);
   return {
     kind: 'manifest',
     config: configFound,
     layers: layers.map((entry: unknown, at) => {
       const layer = readDescriptor(entry, `layers[${at}]`, invalid);
-      if (layerType.test(layer.mediaType)) return layer;
+      const urls = readUrls((entry as Json)['urls'], `layers[${at}].urls`, invalid);
+      if (layerType.test(layer.mediaType)) return urls === undefined ? layer : { ...layer, urls };
       throw new KeelsonError(
         'IMAGE_UNSUPPORTED',
         `${what}: layer ${layer.digest} is of a type that cannot be unpacked: ${JSON.stringify(layer.mediaType.slice(0, 200))}`,
@@ -141,7 +145,30 @@ export function parseManifest(
   };
 }
 
+/** An OCI artifact (image-spec 1.1, "artifacts usage"): it has no root file system, whatever its layers are. */
+function artifact(json: Json, config: Descriptor, layers: readonly unknown[], what: string): KeelsonError {
+  const shown = (type: unknown) => JSON.stringify(String(type).slice(0, 100));
+  const { artifactType = config.mediaType } = json;
+  const types = [...new Set(layers.map((layer) => (isObject(layer) ? layer['mediaType'] : undefined)))];
+  const more = types.length > 5 ? `, and ${types.length - 5} more` : '';
+  return new KeelsonError(
+    'IMAGE_UNSUPPORTED',
+    `${what} is not a container image: it is an artifact of type ${shown(artifactType)} with layers of type ${types.slice(0, 5).map(shown).join(', ') || 'none'}${more}; its config is ${shown(config.mediaType)}`,
+    { hint: 'only images with a root file system can be run or mounted; build the content into an image' },
+  );
+}
+
 type Invalid = (why: string) => KeelsonError;
+
+/** Schemes are checked where the URLs are used. */
+function readUrls(value: unknown, where: string, invalid: Invalid): readonly string[] | undefined {
+  if (value === undefined || value === null) return undefined;
+  if (!Array.isArray(value) || !value.every((url) => typeof url === 'string' && url.length <= 4096)) {
+    throw invalid(`${where} is not a list of URLs`);
+  }
+  if (value.length > mostUrls) throw invalid(`${where} has more than ${mostUrls} URLs`);
+  return value.length === 0 ? undefined : value;
+}
 
 function readDescriptor(value: unknown, where: string, invalid: Invalid): Descriptor {
   if (!isObject(value)) throw invalid(`${where} is not an object`);
@@ -207,13 +234,42 @@ export function formatPlatform({ os, architecture, variant }: Platform): string 
   return [os, architecture, ...(variant === undefined ? [] : [variant])].join('/').slice(0, 100);
 }
 
-/** The platform of this process in OCI's names. */
+/** The platform of this process in OCI's names, with what the processor can do as the variant. */
 export function nodePlatform(): Platform {
   const architectures: Readonly<Record<string, string>> = { x64: 'amd64', ia32: '386' };
-  const armVersion = (process.config.variables as Readonly<Record<string, unknown>>)['arm_version'];
-  return {
-    os: process.platform,
-    architecture: architectures[process.arch] ?? process.arch,
-    variant: process.arch === 'arm' ? `v${Number(armVersion) || 7}` : undefined,
-  };
+  const architecture = architectures[process.arch] ?? process.arch;
+  let cpuinfo = '';
+  try {
+    cpuinfo = readFileSync('/proc/cpuinfo', 'latin1');
+  } catch {
+    // The least of each architecture is assumed.
+  }
+  return { os: process.platform, architecture, variant: cpuVariant(architecture, cpuinfo) };
 }
+
+/**
+ * The variant of a processor by /proc/cpuinfo: `v1` to `v4` for amd64 (the levels of the x86-64 psABI), `v5` to `v8`
+ * for arm, `v8` and later for arm64. Undefined where it says nothing, and for other architectures.
+ */
+export function cpuVariant(architecture: string, cpuinfo: string): string | undefined {
+  const field = (name: string) => new RegExp(`^${name}\\s*:\\s*(.*)$`, 'mi').exec(cpuinfo)?.[1]?.trim();
+  if (architecture === 'arm' || architecture === 'arm64') {
+    const version = Number(/^\d+/.exec(field('CPU architecture') ?? '')?.[0]);
+    if (architecture === 'arm64') return version > 8 ? `v${version}` : 'v8';
+    // ARM1176 processors (the first Raspberry Pi) call themselves version 7.
+    if (version === 7 && /v6l/i.test(field('model name') ?? '')) return 'v6';
+    return version >= 5 ? `v${Math.min(version, 8)}` : 'v7';
+  }
+  if (architecture !== 'amd64') return undefined;
+  const flags = new Set(field('flags')?.split(/\s+/));
+  if (flags.size < 2) return undefined;
+  const level = x86Levels.findIndex((needed) => !needed.every((flag) => flags.has(flag)));
+  return `v${level === -1 ? x86Levels.length + 1 : level + 1}`;
+}
+
+/** What v2, v3 and v4 need beyond the level below, in the kernel's names (`pni` is SSE3, `abm` has LZCNT). */
+const x86Levels: readonly (readonly string[])[] = [
+  ['cx16', 'lahf_lm', 'popcnt', 'pni', 'sse4_1', 'sse4_2', 'ssse3'],
+  ['avx', 'avx2', 'bmi1', 'bmi2', 'f16c', 'fma', 'abm', 'movbe', 'xsave'],
+  ['avx512f', 'avx512bw', 'avx512cd', 'avx512dq', 'avx512vl'],
+];

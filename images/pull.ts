@@ -1,13 +1,11 @@
 /** A pull: reference → manifest → configuration → layers → image. */
 import type { AuthConfig, PullProgress } from '../runtime/api.ts';
-import type { Clock } from '../runtime/host/clock.ts';
-import { KeelsonError } from '../runtime/host/errors.ts';
-import type { HttpClient } from '../runtime/host/http.ts';
-import type { Logger } from '../runtime/host/log.ts';
+import { isError, KeelsonError } from '../runtime/host/errors.ts';
 import { parseImageConfig } from './config.ts';
 import type { LayerProgress, Layers } from './fetch/layers.ts';
 import {
   chooseManifest,
+  type Descriptor,
   formatPlatform,
   type ImageManifest,
   type Platform,
@@ -16,19 +14,15 @@ import {
   platformRank,
 } from './manifest.ts';
 import { formatReference, type Reference, repositoryOf } from './reference.ts';
-import { openRepository, type Repository } from './registry/repository.ts';
+import { openRepository, type RegistryOptions, type Repository } from './registry/repository.ts';
 import type { Store } from './store/store.ts';
 import type { UnpackPool } from './unpack/pool.ts';
 
-export interface PullOptions {
+export interface PullOptions extends RegistryOptions {
   readonly store: Store;
   readonly layers: Layers;
   readonly unpack: UnpackPool;
-  readonly http: HttpClient;
-  readonly clock: Clock;
-  readonly log: Logger;
   readonly platform: Platform;
-  readonly insecureRegistries: readonly string[];
 }
 
 /** An index may name an index, but not for ever. */
@@ -47,7 +41,7 @@ export async function pull(
 ): Promise<string> {
   const { store, layers, unpack, clock, log, platform } = options;
   const started = clock.monotonic();
-  const from = openRepository(options, reference.domain, reference.path, auths);
+  const from = await openRepository(options, reference.domain, reference.path, auths);
   // Needed only after two or three answers of the registry, and takes about as long to start.
   unpack.warm().catch((err: unknown) => log.debug({ err }, 'no unpack thread'));
   const found = await resolve(store, from, reference, platform, signal);
@@ -77,7 +71,8 @@ export async function pull(
     const wanted = manifest.layers.map((descriptor, at) => {
       const tell: LayerProgress = (step) =>
         onProgress({ image, digest: descriptor.digest, totalBytes: descriptor.size, ...step });
-      return layers.ensure({ descriptor, diffId: diffIds[at]! }, from, tell, either, image);
+      const fetch = () => layers.ensure({ descriptor, diffId: diffIds[at]! }, from, tell, either, image);
+      return fromAnyone(from, descriptor, fetch);
     });
     try {
       await Promise.all(wanted);
@@ -95,6 +90,18 @@ export async function pull(
     'image pulled',
   );
   return id;
+}
+
+/** Runs `fetch` of a layer; what is wrong with that may be wrong with one mirror only: then again, with the next one. */
+async function fromAnyone(from: Repository, layer: Descriptor, fetch: () => Promise<void>): Promise<void> {
+  for (;;) {
+    try {
+      return await fetch();
+    } catch (error) {
+      if (!isError(error, 'IMAGE_DIGEST_MISMATCH', 'IMAGE_INVALID', 'LAYER_UNSAFE')) throw error;
+      from.distrust(layer, error); // Throws when there is no next one.
+    }
+  }
 }
 
 type Resolved = {

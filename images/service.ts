@@ -1,10 +1,16 @@
 /** The images of the node: what the runtime and the agent see of this room. */
 import { createHash } from 'node:crypto';
-import type { AuthConfig, Image, ImageService, PullProgress } from '../runtime/api.ts';
+import type {
+  AuthConfig,
+  Image,
+  ImageArchives,
+  ImageCollector,
+  ImageService,
+  PullProgress,
+} from '../runtime/api.ts';
 import type { Clock } from '../runtime/host/clock.ts';
 import type { Database } from '../runtime/host/database.ts';
-import { KeelsonError } from '../runtime/host/errors.ts';
-import { makeHttpClient } from '../runtime/host/http.ts';
+import { isError, KeelsonError } from '../runtime/host/errors.ts';
 import type { Logger } from '../runtime/host/log.ts';
 import { type ImageConfig, imageUser, parseImageConfig } from './config.ts';
 import { makeLayers } from './fetch/layers.ts';
@@ -14,10 +20,15 @@ import { defaultPolicy, type FetchPolicy } from './fetch/policy.ts';
 import { nodePlatform, type Platform } from './manifest.ts';
 import { pull } from './pull.ts';
 import { formatReference, imageIdOf, parseReference } from './reference.ts';
+import { makeClients } from './registry/clients.ts';
+import { makeHealth } from './registry/health.ts';
+import { makeHosts } from './registry/hosts.ts';
+import { proxyRules } from './registry/proxy.ts';
 import { sharedWork } from './shared.ts';
 import { openBlobs } from './store/blobs.ts';
 import { openStore, type StoredImage } from './store/store.ts';
-import { makeUnpackPool } from './unpack/pool.ts';
+import { makeVerifier } from './store/verify.ts';
+import { defaultLimits, makeUnpackPool } from './unpack/pool.ts';
 import type { UnpackLimits } from './unpack/protocol.ts';
 
 export type { ImageConfig } from './config.ts';
@@ -32,7 +43,15 @@ export interface ImageForContainer {
   readonly digestRef: string;
 }
 
-export interface EmbeddedImages extends ImageService {
+export interface EmbeddedImages
+  extends ImageService,
+    ImageCollector,
+    Pick<ImageArchives, 'exportImages' | 'verifyImages'> {
+  /** `gently`: one layer after the other, for imports that nobody waits for. */
+  importImages(
+    path: string,
+    options?: Parameters<ImageArchives['importImages']>[1] & { gently?: boolean },
+  ): Promise<readonly Image[]>;
   /** By id or reference. Throws IMAGE_NOT_PRESENT, IMAGE_NAME_INVALID. */
   forContainer(image: string): Promise<ImageForContainer>;
   /** Keeps an image for `holder` (a container) over restarts. Idempotent. Throws IMAGE_NOT_PRESENT. */
@@ -64,21 +83,35 @@ export interface ImagesOptions {
   readonly platform?: Platform;
   /** `host` or `host:port` of registries that may speak plain http, besides those on loopback. */
   readonly insecureRegistries?: readonly string[];
+  /** Folders with a `hosts.toml` or certificates for each registry, the first one first. Default: containerd's too. */
+  readonly registryFolders?: readonly string[];
+  /** A registry with mirrors is never asked itself. Default false. */
+  readonly registryMirrorsOnly?: boolean;
+  /** The node's own credentials for a mirror (its config.json): a pull's secrets are only for the image's registry. */
+  readonly mirrorAuths?: (host: string) => Promise<readonly AuthConfig[]>;
+  /** For HTTP_PROXY, HTTPS_PROXY and NO_PROXY. Default: the environment of this process. */
+  readonly environment?: Readonly<Record<string, string | undefined>>;
   /** Of one layer. Default: a million entries and 64 GiB. */
   readonly limits?: UnpackLimits;
+  /** Called when an image has become not present because a layer was found to be damaged: an archive may have it. */
+  readonly onImageLost?: () => void;
+  /** Called when a pull or an import fails for want of space. */
+  readonly onStorageFull?: () => void;
+  /** Default: this machine's. Another one than the last run's says that the machine has been restarted. */
+  readonly bootId?: string;
 }
+
+const defaultRegistryFolders = ['/etc/keelson/certs.d', '/etc/containerd/certs.d'];
 
 /** Opens the image store below `stateDir` and removes what a crash left half-made. */
 export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages> {
   const { db, stateDir, log, clock } = options;
-  const store = await openStore(db, stateDir, log);
+  const store = await openStore(db, stateDir, log, { clock, bootId: options.bootId });
   const unpack = makeUnpackPool({ clock, limits: options.limits });
-  const http = makeHttpClient();
+  const clients = makeClients(proxyRules(options.environment ?? process.env).proxyFor);
   const policy = { ...defaultPolicy, ...options.fetchPolicy };
-  const [blobs, partials] = await Promise.all([
-    openBlobs(db, stateDir, log),
-    openPartials({ stateDir, policy, clock, log }),
-  ]);
+  const blobs = await openBlobs(db, stateDir, log);
+  const partials = await openPartials({ stateDir, policy, clock, log });
   await blobs.sweep();
   const layers = makeLayers({
     store,
@@ -97,16 +130,48 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     store,
     layers,
     unpack,
-    http,
+    hosts: makeHosts({
+      folders: options.registryFolders ?? defaultRegistryFolders,
+      insecureRegistries: options.insecureRegistries ?? [],
+      mirrorsOnly: options.registryMirrorsOnly ?? false,
+    }),
+    clients,
+    mirrorAuths: options.mirrorAuths,
+    health: makeHealth(clock),
     clock,
     log,
     platform: options.platform ?? nodePlatform(),
-    insecureRegistries: options.insecureRegistries ?? [],
   };
   const pulls = sharedWork<string>();
   const progress = new Map<string, Set<(progress: PullProgress) => void>>();
   const listeners = new Set<(progress: PullProgress) => void>();
   const closing = new AbortController();
+  const verifier = makeVerifier({ store, unpack, log, blobs, onLost: options.onImageLost });
+  /** Until they are verified, which takes seconds, nobody can tell which images are here. */
+  const doubts = store.doubts.length === 0 ? undefined : verifier.verifyDoubts(closing.signal);
+  void verifier.verifyStart(closing.signal);
+  /** Imports and exports, which are seldom (their code is loaded for each), and removals of blobs. */
+  const archiving = new Set<Promise<unknown>>();
+  const archive = async <T>(run: Promise<T>): Promise<T> => {
+    archiving.add(run);
+    try {
+      return await run;
+    } finally {
+      archiving.delete(run);
+    }
+  };
+  const noticed = (error: unknown): unknown => {
+    if (isError(error, 'STORAGE_FULL')) options.onStorageFull?.();
+    return error;
+  };
+  /** Those of layers that are gone, when the caller has removed what he wants to. */
+  const collectBlobs = async () => {
+    await null;
+    const needed = blobs.list().filter(({ diffId }) => store.layerFiles(diffId) !== undefined);
+    await blobs.collect(new Set(needed.map(({ digest }) => digest)), store.isHeld);
+  };
+  const untilClosed = (signal?: AbortSignal) =>
+    signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]);
 
   const find = (image: string): StoredImage | undefined =>
     store.findImage(imageIdOf(image) ?? formatReference(parseReference(image)));
@@ -126,6 +191,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       return found === undefined ? [] : [describe(found)];
     },
     async imageStatus({ image }) {
+      await doubts;
       const found = find(image);
       return found === undefined ? undefined : describe(found);
     },
@@ -136,6 +202,7 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
         throw new KeelsonError('IMAGE_NAME_INVALID', `${image} is an image id: only a name can be pulled`);
       }
       const reference = parseReference(image);
+      await doubts;
       // Whoever has other credentials must show them to the registry himself.
       const key = `pull of ${formatReference(reference)}`;
       const run = `${key} ${fingerprint(auths)}`;
@@ -145,9 +212,11 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
         for (const listener of progress.get(run) ?? []) listener(step);
         for (const listener of listeners) listener(step);
       };
-      const mine = signal === undefined ? closing.signal : AbortSignal.any([signal, closing.signal]);
+      const mine = untilClosed(signal);
       try {
         return await pulls.join(run, (shared) => pull(pullOptions, reference, auths, tell, shared), mine);
+      } catch (error) {
+        throw noticed(error);
       } finally {
         if (onProgress !== undefined) heard.delete(onProgress);
         if (heard.size === 0 && progress.get(run) === heard) progress.delete(run);
@@ -157,10 +226,30 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
       const found = find(image);
       if (found !== undefined) store.removeImage(found.id);
     },
+    async importImages(path, { signal, ...request } = {}) {
+      const { importArchive } = await import('./archive/import.ts');
+      const limit = (options.limits ?? defaultLimits).bytes;
+      const { platform } = pullOptions;
+      const run = importArchive({ store, layers, log, platform, limit }, path, {
+        ...request,
+        signal: untilClosed(signal),
+      });
+      const ids = await archive(run).catch((error: unknown) => {
+        throw noticed(error);
+      });
+      return ids.flatMap((id) => store.findImage(id) ?? []).map(describe);
+    },
+    async exportImages(images, path, { format, signal }) {
+      const { exportArchive, layersOf } = await import('./archive/export.ts');
+      await archive(
+        exportArchive({ store, find, layerTar: layersOf(store) }, images, path, format, untilClosed(signal)),
+      );
+    },
     async imageFsInfo() {
       return { mountpoint: stateDir, ...store.usage() };
     },
     async forContainer(image) {
+      await doubts;
       const found = find(image);
       if (found === undefined) {
         throw new KeelsonError('IMAGE_NOT_PRESENT', `image ${image} is not present on this node`);
@@ -173,6 +262,21 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
         digestRef: repoDigests[0] ?? id,
       };
     },
+    verifyImages: ({ signal, ...rest } = {}) =>
+      verifier.verifyImages({ ...rest, signal: untilClosed(signal) }),
+    imageUse(wanted) {
+      const names = new Set(wanted.flatMap(nameOf));
+      return store.imageUse().map(({ names: own, leased, ...use }) => ({
+        ...use,
+        inUse: leased || names.has(use.id) || own.some((name) => names.has(name)),
+      }));
+    },
+    collectImage: store.collectImage,
+    collectLayers(unneededForMs) {
+      const bytes = store.collectLayers(unneededForMs);
+      archive(collectBlobs()).catch((err: unknown) => log.warn({ err }, 'cannot remove kept blobs'));
+      return bytes;
+    },
     lease: store.lease,
     release: store.release,
     events(listener) {
@@ -182,11 +286,20 @@ export async function makeImages(options: ImagesOptions): Promise<EmbeddedImages
     fetchMetrics: layers.metrics,
     async close() {
       closing.abort(new KeelsonError('ABORTED', 'the image store is closing'));
-      await Promise.all([unpack.close(), http.destroy()]);
-      await Promise.all([pulls.idle(), layers.idle()]);
+      await Promise.all([unpack.close(), clients.close()]);
+      await Promise.all([pulls.idle(), layers.idle(), verifier.idle(), Promise.allSettled(archiving)]);
       await store.close();
     },
   };
+}
+
+/** As the store knows it; nothing for what is no reference. */
+function nameOf(image: string): string[] {
+  try {
+    return [imageIdOf(image) ?? formatReference(parseReference(image))];
+  } catch {
+    return [];
+  }
 }
 
 function fingerprint(auths: readonly AuthConfig[]): string {

@@ -33,11 +33,35 @@ export interface DnsConfig {
 /** Where a namespace comes from. `container`: one of its own; `target`: that of container `targetId` (PID only). */
 export type NamespaceMode = 'pod' | 'container' | 'node' | 'target';
 
+/** `length` ids from `containerId` on are those from `hostId` on outside. */
+export interface IdMapping {
+  readonly hostId: number;
+  readonly containerId: number;
+  readonly length: number;
+}
+
+/** `node`: no user namespace of its own, the mappings are not looked at. */
+export interface UserNamespace {
+  readonly mode: 'pod' | 'node';
+  readonly uids: readonly IdMapping[];
+  readonly gids: readonly IdMapping[];
+}
+
 export interface NamespaceOption {
   readonly network: 'pod' | 'node';
   readonly pid: NamespaceMode;
   readonly ipc: 'pod' | 'node';
   readonly targetId?: string;
+  /** Absent: the node's user namespace. A container's must be those of its sandbox. */
+  readonly user?: UserNamespace;
+}
+
+/** Parts of an SELinux label; what is empty is taken from the runtime's own label for containers. */
+export interface SelinuxOption {
+  readonly user?: string;
+  readonly role?: string;
+  readonly type?: string;
+  readonly level?: string;
 }
 
 export interface SecurityProfile {
@@ -48,8 +72,13 @@ export interface SecurityProfile {
 
 export interface LinuxSandboxSecurityContext {
   readonly namespaces: NamespaceOption;
+  /** Must be set where a container in it is to be privileged. */
   readonly privileged?: boolean;
+  /** Of the first process of a shared PID namespace, where there is one. The same for the others. */
   readonly seccomp?: SecurityProfile;
+  readonly apparmor?: SecurityProfile;
+  /** Also of the containers that give none of their own. */
+  readonly selinux?: SelinuxOption;
 }
 
 export interface PodSandboxConfig {
@@ -130,9 +159,23 @@ export interface KeyValue {
 
 export interface Mount {
   readonly containerPath: string;
+  /** Empty where `image` is given. Made as a folder where it is missing. */
   readonly hostPath: string;
   readonly readonly: boolean;
   readonly propagation: 'private' | 'host-to-container' | 'bidirectional';
+  /** Mounts below it, too. Only with `readonly` and `private`, and where the handler can (RROUnsupported). */
+  readonly recursiveReadonly?: boolean;
+  /** Relabels the host path for the container, where the host has SELinux. */
+  readonly selinuxRelabel?: boolean;
+  /** An idmapped mount; both or neither. */
+  readonly uidMappings?: readonly IdMapping[];
+  readonly gidMappings?: readonly IdMapping[];
+  /** An image that is present, mounted instead of a host path; always read-only. */
+  readonly image?: ImageSpec;
+  /** A folder or file in the image instead of its root. */
+  readonly imageSubPath?: string;
+  /** Of noexec, nodev, nosuid and their like. */
+  readonly mountOptions?: readonly string[];
 }
 
 export interface LinuxContainerResources {
@@ -141,6 +184,8 @@ export interface LinuxContainerResources {
   readonly cpuQuota?: number;
   readonly cpuShares?: number;
   readonly memoryLimitBytes?: number;
+  /** Of memory and swap together; absent: as much as `memoryLimitBytes`, so none of it is swap. */
+  readonly memorySwapLimitBytes?: number;
   readonly oomScoreAdj?: number;
   readonly cpusetCpus?: string;
   readonly cpusetMems?: string;
@@ -153,10 +198,16 @@ export interface LinuxContainerResources {
 export interface LinuxContainerSecurityContext {
   readonly namespaces: NamespaceOption;
   readonly privileged?: boolean;
-  readonly capabilities?: { readonly add: readonly string[]; readonly drop: readonly string[] };
+  /** Names with or without CAP_; ALL. Ambient ones are added, and kept by processes that are not root. */
+  readonly capabilities?: {
+    readonly add: readonly string[];
+    readonly drop: readonly string[];
+    readonly addAmbient?: readonly string[];
+  };
   /** At most one of `runAsUser` and `runAsUsername`; neither: the image's user. */
   readonly runAsUser?: number;
   readonly runAsUsername?: string;
+  /** Only with one of the two. */
   readonly runAsGroup?: number;
   readonly supplementalGroups?: readonly number[];
   /** Default merge: the groups of the user in the image's /etc/group are added. */
@@ -167,6 +218,8 @@ export interface LinuxContainerSecurityContext {
   readonly readonlyPaths?: readonly string[];
   readonly seccomp?: SecurityProfile;
   readonly apparmor?: SecurityProfile;
+  /** Absent: the sandbox's. */
+  readonly selinux?: SelinuxOption;
 }
 
 /**
@@ -220,6 +273,8 @@ export interface ContainerConfig {
     readonly hostPath: string;
     readonly permissions: string;
   }[];
+  /** Qualified names of the Container Device Interface, `vendor/class=name`; also read from `cdi.k8s.io/` annotations. */
+  readonly cdiDevices?: readonly { readonly name: string }[];
   readonly labels: Readonly<Record<string, string>>;
   readonly annotations: Readonly<Record<string, string>>;
   /** Relative to the sandbox's `logDirectory`. */
@@ -262,6 +317,10 @@ export interface ContainerStatus extends Container {
   /** Absolute path of the log. */
   readonly logPath: string;
   readonly mounts: readonly Mount[];
+  /** As last updated. */
+  readonly resources?: LinuxContainerResources;
+  /** The one in force: the container's, the image's, or SIGTERM. */
+  readonly stopSignal?: string;
   /** The repo digest it was made from where one is known, else the image id: for the pod status `imageID`. */
   readonly imageDigestRef: string;
   /** The first process on the host; 0 when not running. */
@@ -291,6 +350,14 @@ export interface RuntimeCondition {
 export interface RuntimeVersion {
   readonly runtimeName: string;
   readonly runtimeVersion: string;
+}
+
+/** What a RuntimeClass may name. A handler whose program is missing can do nothing. */
+export interface RuntimeHandler {
+  readonly name: string;
+  readonly recursiveReadOnlyMounts: boolean;
+  /** With idmapped mounts. */
+  readonly userNamespaces: boolean;
 }
 
 export interface ExecSyncResult {
@@ -343,6 +410,15 @@ export interface RuntimeService {
     signal?: AbortSignal,
   ): Promise<ExecSyncResult>;
   /**
+   * Sets what is given (not 0, not empty) and leaves the rest. Applies all of it or nothing.
+   * INVALID_ARGUMENT for values that make no sense, FAILED_PRECONDITION for those that the kernel refuses.
+   */
+  updateContainerResources(
+    id: string,
+    resources: LinuxContainerResources,
+    signal?: AbortSignal,
+  ): Promise<void>;
+  /**
    * Runs `command` in the container with the caller's streams and returns its exit code. `signal` says that the caller
    * has left: a terminal is hung up, pipes are closed; what survives that goes on (as with containerd).
    * Throws FAILED_PRECONDITION (not running), EXEC_FAILED (cannot be started), ABORTED.
@@ -368,6 +444,162 @@ export interface RuntimeService {
   reopenContainerLog(id: string, signal?: AbortSignal): Promise<void>;
   /** Calls `listener` for every event from now on; returns the function that ends it. */
   containerEvents(listener: (event: ContainerEvent) => void): () => void;
+  /** The handlers of this node and what they can do, the default one (with the name '') first. */
+  handlers(): Promise<readonly RuntimeHandler[]>;
+}
+
+/** Pressure stall information (Documentation/accounting/psi.rst): shares of the time in percent, total in microseconds. */
+export interface PressureLine {
+  readonly total: number;
+  readonly avg10: number;
+  readonly avg60: number;
+  readonly avg300: number;
+}
+export interface Pressure {
+  /** Some task waited. */
+  readonly some: PressureLine;
+  /** All waited. */
+  readonly full: PressureLine;
+}
+
+/** `at` of these and the following: when it was read, Unix milliseconds. */
+export interface CpuStats {
+  readonly at: number;
+  /** Processor time since the beginning, nanoseconds. */
+  readonly usageNs: number;
+  /** Nanoseconds of processor time per second over the last seconds; absent before there are two readings. */
+  readonly nanoCores?: number;
+  readonly pressure?: Pressure;
+}
+
+/** Bytes. */
+export interface MemoryStats {
+  readonly at: number;
+  readonly usage: number;
+  /** Usage without what the kernel can drop at once: the inactive file pages. */
+  readonly workingSet: number;
+  /** Limit without working set; absent without a limit. */
+  readonly available?: number;
+  readonly rss: number;
+  readonly pageFaults: number;
+  readonly majorPageFaults: number;
+  readonly pressure?: Pressure;
+}
+
+export interface SwapStats {
+  readonly at: number;
+  readonly usage: number;
+  /** Absent without a limit. */
+  readonly available?: number;
+}
+
+export interface IoStats {
+  readonly at: number;
+  readonly pressure?: Pressure;
+}
+
+export interface FilesystemStats {
+  readonly at: number;
+  /** A folder in the file system that holds it. */
+  readonly mountpoint: string;
+  readonly usedBytes: number;
+  readonly usedInodes: number;
+}
+
+/** Counters since the interface was made. */
+export interface InterfaceStats {
+  readonly name: string;
+  readonly rxBytes: number;
+  readonly rxPackets: number;
+  readonly rxErrors: number;
+  readonly rxDropped: number;
+  readonly txBytes: number;
+  readonly txPackets: number;
+  readonly txErrors: number;
+  readonly txDropped: number;
+}
+
+/** What cannot be known, as of a container that has exited, is absent. */
+export interface ContainerStats {
+  readonly id: string;
+  readonly podSandboxId: string;
+  readonly metadata: ContainerMetadata;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
+  readonly cpu?: CpuStats;
+  readonly memory?: MemoryStats;
+  readonly swap?: SwapStats;
+  readonly io?: IoStats;
+  /** What the container wrote over its image. */
+  readonly writableLayer?: FilesystemStats;
+}
+
+export interface PodSandboxStats {
+  readonly id: string;
+  readonly metadata: PodSandboxMetadata;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
+  /** Of the pod's cgroup, or the sum of its containers where it has none. */
+  readonly cpu?: CpuStats;
+  readonly memory?: MemoryStats;
+  readonly io?: IoStats;
+  /** Absent for the host network. */
+  readonly network?: { readonly at: number; readonly interfaces: readonly InterfaceStats[] };
+  readonly processes?: { readonly at: number; readonly count: number };
+  /** The running ones. */
+  readonly containers: readonly ContainerStats[];
+}
+
+export interface MetricDescriptor {
+  readonly name: string;
+  readonly help: string;
+  readonly labelKeys: readonly string[];
+}
+
+export interface Metric {
+  readonly name: string;
+  readonly at: number;
+  readonly type: 'counter' | 'gauge';
+  /** In the order of the descriptor's keys. */
+  readonly labelValues: readonly string[];
+  /** A whole number: the CRI has no other. */
+  readonly value: number;
+}
+
+export interface PodSandboxMetrics {
+  readonly podSandboxId: string;
+  readonly metrics: readonly Metric[];
+  readonly containers: readonly { readonly id: string; readonly metrics: readonly Metric[] }[];
+}
+
+/** What pods use of the node. Calls with an id that is not known throw NOT_FOUND. */
+export interface RuntimeStats {
+  containerStats(id: string, signal?: AbortSignal): Promise<ContainerStats>;
+  /** Of running ones. AND of what the filter gives. */
+  listContainerStats(
+    filter?: { id?: string; podSandboxId?: string; labels?: Readonly<Record<string, string>> },
+    signal?: AbortSignal,
+  ): Promise<readonly ContainerStats[]>;
+  podSandboxStats(id: string, signal?: AbortSignal): Promise<PodSandboxStats>;
+  /** Of ready ones. */
+  listPodSandboxStats(
+    filter?: { id?: string; labels?: Readonly<Record<string, string>> },
+    signal?: AbortSignal,
+  ): Promise<readonly PodSandboxStats[]>;
+  /** The same for the life of the process. */
+  metricDescriptors(): readonly MetricDescriptor[];
+  /** cAdvisor's metrics of all ready sandboxes. */
+  listPodSandboxMetrics(signal?: AbortSignal): Promise<readonly PodSandboxMetrics[]>;
+}
+
+/** What the runtime can do and is, for kubelets and for people. */
+export interface RuntimeDetails {
+  readonly cgroupDriver: 'cgroupfs' | 'systemd';
+  /** Whether the node has CRIU, which checkpoints of containers need. */
+  canCheckpoint(): Promise<boolean>;
+  /** For people who look closer: pid, configuration, OCI specification. Throws NOT_FOUND. */
+  containerInfo(id: string): Promise<Readonly<Record<string, unknown>>>;
+  sandboxInfo(id: string): Promise<Readonly<Record<string, unknown>>>;
 }
 
 export interface PullProgress {
@@ -412,7 +644,7 @@ export interface LayerReport {
   /** Names or ids of the images that have it. */
   readonly images: readonly string[];
   readonly state: 'good' | 'damaged' | 'repaired';
-  /** What is wrong, for a layer that is or was damaged. */
+  /** What is wrong, for a layer that is or was damaged; for a good one empty, or why it could not be checked fully. */
   readonly message: string;
 }
 
@@ -439,4 +671,26 @@ export interface ImageArchives {
     signal?: AbortSignal;
     onLayer?: (report: LayerReport) => void;
   }): Promise<readonly LayerReport[]>;
+}
+
+/** What garbage collection wants to know of an image. */
+export interface ImageUse {
+  readonly id: string;
+  readonly pinned: boolean;
+  /** A container has it, or it is wanted. */
+  readonly inUse: boolean;
+  /** When it was pulled, or a container that has it was made or removed last. Unix milliseconds; survives restarts. */
+  readonly lastUsedAt: number;
+  /** Each once, with the bytes that go with it: 0 while a pull needs it too. */
+  readonly layers: readonly { readonly diffId: string; readonly size: number }[];
+}
+
+/** What the CRI lacks for garbage collection. Synchronous: nothing comes between a look and a removal. */
+export interface ImageCollector {
+  /** Every image on disk. Those that `wanted` (references or ids, valid or not) means are in use. */
+  imageUse(wanted: readonly string[]): readonly ImageUse[];
+  /** Removes an image and the layers that only it has; false, and nothing, while a container has it or it is pinned. */
+  collectImage(id: string): boolean;
+  /** Removes layers that have been without an image for so many milliseconds, and that no pull needs. Returns bytes. */
+  collectLayers(unneededForMs: number): number;
 }

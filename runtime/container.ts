@@ -9,13 +9,15 @@ import type { ContainerConfig, ExecSyncResult, RuntimeService } from './api.ts';
 import { type ContainerEnds, signalNumber } from './container_end.ts';
 import type { Context } from './context.ts';
 import { slicePath } from './host/cgroups.ts';
-import { abortError, describe, KeelsonError } from './host/errors.ts';
+import { abortError, describe, isError, KeelsonError } from './host/errors.ts';
 import { attachToMonitor } from './io/attach.ts';
 import { execOnPipes } from './io/exec.ts';
 import { execOnTerminal } from './io/terminal.ts';
 import { createInBundle, logPathOf } from './oci/bundle.ts';
 import { reopenLog } from './oci/conmon.ts';
+import { checkSize } from './oci/process.ts';
 import { containerCgroup } from './oci/spec.ts';
+import { checkContainerRequest } from './security/admission.ts';
 import type { ContainerRecord, SandboxRecord } from './state.ts';
 
 /** How long the container may wait for one who is attached and does not read. */
@@ -91,10 +93,10 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
 
   const create = async (sandboxId: string, config: ContainerConfig, signal: AbortSignal): Promise<string> => {
     checkContainerConfig(config);
+    checkContainerRequest(config, readySandbox(sandboxId).config, context.host.cgroupVersion);
     if (signal.aborted) throw abortError(signal, 'creating the container');
     const image = await images.forContainer(config.image.image);
     const sandbox = readySandbox(sandboxId);
-    warnOfProfiles(context, config);
     const { envs, command, args, ...kept } = config;
     const id = randomBytes(32).toString('hex');
     const imageSignal = image.config.StopSignal ?? '';
@@ -154,7 +156,15 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
     readySandbox(sandboxId);
     const key = JSON.stringify([sandboxId, name, attempt]);
     const underWay = creating.get(key);
-    if (underWay !== undefined) return underWay;
+    if (underWay !== undefined) {
+      try {
+        return await underWay;
+      } catch (error) {
+        // The caller who began gave up; this one has not. (A sandbox that is stopped says so the second time.)
+        if (!isError(error, 'ABORTED', 'DEADLINE_EXCEEDED') || signal?.aborted) throw error;
+        return createOnce(sandboxId, config, signal);
+      }
+    }
     const existing = state.containerFor(sandboxId, name, attempt);
     if (existing?.state === 'created') return existing.id;
     if (existing !== undefined && existing.state !== 'creating') {
@@ -223,6 +233,7 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
     async execSync(id, command, timeoutMs, signal) {
       const record = running(id);
       if (command.length === 0) throw new KeelsonError('INVALID_ARGUMENT', 'no command to run');
+      checkSize(command, 'the command');
       const { bundle } = folders.container(id);
       return runtimeOf(record).exec({ id, bundle, command, timeoutMs, signal });
     },
@@ -273,16 +284,4 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
       );
     },
   };
-}
-
-/** What is wanted but not done yet must not pass in silence. */
-function warnOfProfiles(context: Context, config: ContainerConfig): void {
-  const { seccomp, apparmor, privileged } = config.linux.security;
-  if (privileged) return;
-  if (seccomp?.type === 'RuntimeDefault') {
-    context.warnOnce('seccomp RuntimeDefault is not applied yet: containers run without a seccomp filter');
-  }
-  if (apparmor?.type === 'RuntimeDefault') {
-    context.warnOnce('AppArmor RuntimeDefault is not applied yet: containers run unconfined by AppArmor');
-  }
 }

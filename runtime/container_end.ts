@@ -24,7 +24,7 @@ import {
   readPidFile,
   signalProcess,
 } from './processes.ts';
-import { unmountRootfs } from './rootfs.ts';
+import { unmountBundle } from './rootfs.ts';
 import type { ContainerRecord } from './state.ts';
 
 export interface ContainerEnds {
@@ -55,7 +55,8 @@ export function signalNumber(name: string): number | undefined {
     const number = Number(name);
     return number >= 1 && number <= 64 ? number : undefined;
   }
-  const plain = name.toUpperCase().replace(/^SIG/, '');
+  // The CRI and Kubernetes spell SIGRTMIN+3 as SIGRTMINPLUS3.
+  const plain = name.toUpperCase().replace(/^SIG/, '').replace('PLUS', '+').replace('MINUS', '-');
   const realTime = /^RT(MIN|MAX)(?:([+-])(\d{1,2}))?$/.exec(plain);
   if (realTime !== null) {
     const [, base, sign = '+', offset = '0'] = realTime;
@@ -201,7 +202,7 @@ export function makeContainerEnds(context: Context): ContainerEnds {
     if (record.cleaned) return;
     await runtimeOf(record).remove(record.id);
     await cgroups.remove(record.cgroup);
-    unmountRootfs(folders.container(record.id).rootfs);
+    unmountBundle(folders.container(record.id).bundle);
   };
 
   const cleanSoon = (id: string) => {

@@ -4,6 +4,7 @@ import { delimiter, isAbsolute, join } from 'node:path';
 import type { Cni } from '../cni/network.ts';
 import type { EmbeddedImages } from '../images/service.ts';
 import type { ContainerEvent, PodSandboxMetadata } from './api.ts';
+import type { CdiRegistry } from './cdi/registry.ts';
 import type { Cgroups } from './host/cgroups.ts';
 import type { Clock } from './host/clock.ts';
 import { KeelsonError } from './host/errors.ts';
@@ -13,6 +14,8 @@ import { makeOciRuntime, type OciRuntime } from './oci/runc.ts';
 import { capabilitiesIn } from './oci/security.ts';
 import type { HostFacts } from './oci/spec.ts';
 import type { ContainerFolders } from './rootfs.ts';
+import type { AppArmor } from './security/apparmor.ts';
+import type { Selinux } from './security/selinux.ts';
 import type { State } from './state.ts';
 
 /** Folders of the runtime; `runDir` may be lost at a reboot, `stateDir` not. */
@@ -50,7 +53,7 @@ export function layOut(runDir: string, stateDir: string): Folders {
 }
 
 export interface Programs {
-  /** The OCI runtime of a handler; '' means runc. Throws SANDBOX_CREATE_FAILED or DEPENDENCY_MISSING. */
+  /** The OCI runtime of a handler; '' means runc. Throws INVALID_ARGUMENT or DEPENDENCY_MISSING. */
   runtimeFor(handler: string): OciRuntime;
   /** Absolute path. Throws DEPENDENCY_MISSING. */
   conmon(): string;
@@ -68,6 +71,9 @@ export interface Context {
   readonly folders: Folders;
   readonly programs: Programs;
   readonly host: HostFacts;
+  readonly apparmor: AppArmor;
+  readonly selinux: Selinux;
+  readonly cdi: CdiRegistry;
   readonly bootId: string;
   /** The node's own name. */
   readonly hostname: string;
@@ -79,7 +85,7 @@ export interface Context {
 }
 
 /** Absolute path of `program`, searched on the PATH; undefined where it is not. */
-function findProgram(program: string): string | undefined {
+export function findProgram(program: string): string | undefined {
   const places = isAbsolute(program)
     ? [program]
     : [...(process.env['PATH'] ?? '').split(delimiter), '/usr/sbin', '/usr/bin', '/sbin', '/bin'].map(
@@ -117,13 +123,9 @@ export function makePrograms(options: {
     if (known !== undefined) return known;
     const entry = Object.hasOwn(handlers, handler) ? handlers[handler] : undefined;
     if (entry === undefined) {
-      throw new KeelsonError(
-        'SANDBOX_CREATE_FAILED',
-        `no runtime for the handler ${JSON.stringify(handler)}`,
-        {
-          hint: `this node has ${Object.keys(handlers).join(', ')}; see the pod's runtimeClassName`,
-        },
-      );
+      throw new KeelsonError('INVALID_ARGUMENT', `no runtime for the handler ${JSON.stringify(handler)}`, {
+        hint: `this node has ${Object.keys(handlers).join(', ')}; see the pod's runtimeClassName`,
+      });
     }
     const runtime = makeOciRuntime({
       path: locate(entry.path),
@@ -169,6 +171,7 @@ export function readHostFacts(cgroupVersion: 1 | 2, cgroupRoot = '/sys/fs/cgroup
     cgroupVersion === 2 ? readFileSync(join(cgroupRoot, 'cgroup.controllers'), 'latin1') : '';
   return {
     capabilities: capabilitiesIn(mask('CapEff')).filter((name) => bounding.includes(name)),
+    openFiles: openFilesIn(readFileSync('/proc/self/limits', 'latin1')),
     oomScoreAdj: Number(readFileSync('/proc/self/oom_score_adj', 'latin1')),
     cgroupVersion,
     hugetlb:
@@ -180,6 +183,13 @@ export function readHostFacts(cgroupVersion: 1 | 2, cgroupRoot = '/sys/fs/cgroup
         ? readable('/proc/swaps') && /\bmemory\b/.test(controllers)
         : readable(join(cgroupRoot, 'memory/memory.memsw.limit_in_bytes')),
   };
+}
+
+/** The hard limit in the text of /proc/<pid>/limits. Pure. */
+export function openFilesIn(limits: string): number | undefined {
+  const hard = /^Max open files\s+\S+\s+(\S+)/m.exec(limits)?.[1];
+  if (hard === undefined) return undefined;
+  return hard === 'unlimited' ? Number.MAX_SAFE_INTEGER : Number(hard);
 }
 
 export function readBootId(): string {

@@ -17,7 +17,7 @@ import {
   type ProcessIdentity,
   signalProcess,
 } from './processes.ts';
-import { unmountRootfs } from './rootfs.ts';
+import { unmountBundle } from './rootfs.ts';
 import type { Sandboxes } from './sandbox.ts';
 import { wantedNamespaces } from './sandbox_config.ts';
 import { pinPaths, unpin } from './sandbox_namespaces.ts';
@@ -65,7 +65,7 @@ export async function recover(
       attempt('sweeping a container that no row names', id, async () => {
         await killMonitors(monitors.get(id));
         await removeFromRuntimes(context, handlers, id);
-        unmountRootfs(folders.container(id).rootfs);
+        unmountBundle(folders.container(id).bundle);
         await removeTree(folders.container(id).bundle);
       }),
     ),
@@ -87,7 +87,10 @@ export async function recover(
         unpin(folders.sandbox(id));
       }),
     ),
-    ...data.filter(unknown(state.containers)).map((id) => removeTree(folders.container(id).data)),
+    ...data.filter(unknown(state.containers)).map((id) => {
+      context.images.release(id);
+      return removeTree(folders.container(id).data);
+    }),
     sweepRuntimeState(context, handlers, attempt),
     sweepFiles(context),
   ]);

@@ -1,8 +1,11 @@
 /** A container's root file system: an overlay of the image's layers and a writable folder of its own. */
+import { readdirSync } from 'node:fs';
 import { chmod, chown, lstat, mkdir } from 'node:fs/promises';
+import type { IdMapping } from './api.ts';
 import { KeelsonError } from './host/errors.ts';
-import { mount, umountFlags, unmount } from './host/syscalls.ts';
+import { mount, mountFlags, mountShifted, umountFlags, unmount } from './host/syscalls.ts';
 import { resolveInside } from './oci/user.ts';
+import { outsideId } from './security/userns.ts';
 
 /** Everything of one container on disk. */
 export interface ContainerFolders {
@@ -13,18 +16,34 @@ export interface ContainerFolders {
   readonly data: string;
 }
 
+/** How the files of layers appear in a container. */
+export interface LayerView {
+  /** Where it has a user namespace. */
+  readonly ids?: LayerIds;
+  /** The SELinux label of all of them, where the host has SELinux. */
+  readonly label?: string;
+}
+
+/** How ids of the layers appear in a container with a user namespace. */
+export interface LayerIds {
+  /** Path of the pinned user namespace. */
+  readonly namespace: string;
+  readonly uids: readonly IdMapping[];
+  readonly gids: readonly IdMapping[];
+}
+
 /** mount(2) takes one page of options. */
 const maxOptions = 4095;
 
-/** Pure. Throws CONTAINER_CREATE_FAILED where the layers' paths do not fit. */
-export function overlayOptions(layers: readonly string[], data: string): string {
+/** Pure; without `data` for a read-only mount of several layers. Throws CONTAINER_CREATE_FAILED where paths do not fit. */
+export function overlayOptions(layers: readonly string[], data?: string, label?: string): string {
   // Backslashes escape what overlayfs itself gives a meaning to.
   const quote = (path: string) => path.replace(/[\\:,]/g, '\\$&');
-  const options = [
-    `lowerdir=${layers.map(quote).join(':')}`,
-    `upperdir=${quote(`${data}/upper`)}`,
-    `workdir=${quote(`${data}/work`)}`,
-  ].join(',');
+  const writable =
+    data === undefined ? [] : [`upperdir=${quote(`${data}/upper`)}`, `workdir=${quote(`${data}/work`)}`];
+  // Quoted, since levels contain commas.
+  const labelled = label === undefined ? [] : [`context="${label}"`];
+  const options = [`lowerdir=${layers.map(quote).join(':')}`, ...writable, ...labelled].join(',');
   if (Buffer.byteLength(options) <= maxOptions) return options;
   throw new KeelsonError(
     'CONTAINER_CREATE_FAILED',
@@ -34,8 +53,12 @@ export function overlayOptions(layers: readonly string[], data: string): string 
 }
 
 /** Makes the folders and mounts. The root folder looks as in the topmost layer. */
-export async function mountRootfs(folders: ContainerFolders, layers: readonly string[]): Promise<void> {
-  const { rootfs, data } = folders;
+export async function mountRootfs(
+  folders: ContainerFolders,
+  layers: readonly string[],
+  { ids, label }: LayerView = {},
+): Promise<void> {
+  const { bundle, rootfs, data } = folders;
   const top = layers[0];
   if (top === undefined) throw new KeelsonError('CONTAINER_CREATE_FAILED', 'the image has no layers');
   const upper = `${data}/upper`;
@@ -45,15 +68,85 @@ export async function mountRootfs(folders: ContainerFolders, layers: readonly st
     mkdir(`${data}/work`, { recursive: true, mode: 0o755 }),
     mkdir(rootfs, { recursive: true, mode: 0o755 }),
   ]);
-  if (info.uid !== 0 || info.gid !== 0) await chown(upper, info.uid, info.gid);
+  const uid = ids === undefined ? info.uid : outsideId(ids.uids, info.uid);
+  const gid = ids === undefined ? info.gid : outsideId(ids.gids, info.gid);
+  if (uid !== 0 || gid !== 0) await chown(upper, uid, gid);
   await chmod(upper, info.mode & 0o7777);
-  mount('overlay', rootfs, 'overlay', 0, overlayOptions(layers, data));
+  await withIds(bundle, layers, ids, (lower) =>
+    mount('overlay', rootfs, 'overlay', 0, overlayOptions(lower, data, label)),
+  );
+}
+
+/** Mounts an image's layers to be read at `target`, which is made. `bundle` is that of the container. */
+export async function mountImage(
+  bundle: string,
+  target: string,
+  layers: readonly string[],
+  { ids, label }: LayerView = {},
+): Promise<void> {
+  // overlayfs wants two layers at least where there is nothing to write to.
+  const empty = `${bundle}/empty`;
+  await mkdir(target, { recursive: true, mode: 0o755 });
+  await mkdir(empty, { recursive: true, mode: 0o755 });
+  await withIds(bundle, layers, ids, (lower) =>
+    mount(
+      'overlay',
+      target,
+      'overlay',
+      mountFlags.RDONLY,
+      overlayOptions([...lower, empty], undefined, label),
+    ),
+  );
+}
+
+/** Lets `body` mount layers whose ids are shifted; the overlay keeps what it needs of them. */
+async function withIds(
+  bundle: string,
+  layers: readonly string[],
+  ids: LayerIds | undefined,
+  body: (layers: readonly string[]) => void,
+): Promise<void> {
+  if (ids === undefined) return body(layers);
+  const places = layers.map((_, index) => `${bundle}/${shiftedFolder}/${index}`);
+  for (const place of places) await mkdir(place, { recursive: true, mode: 0o700 });
+  try {
+    layers.forEach((layer, index) => {
+      mountShifted(layer, places[index]!, ids.namespace);
+    });
+    body(places);
+  } finally {
+    for (const place of places) unmountRootfs(place);
+  }
+}
+
+const shiftedFolder = 'shifted';
+const imagesFolder = 'images';
+
+/** Where the image volumes of a container are mounted. */
+export function imageMountPlace(bundle: string, index: number): string {
+  return `${bundle}/${imagesFolder}/${index}`;
 }
 
 /** Unmounts `path` if it is mounted; what still uses it keeps it until it lets go. */
 export function unmountRootfs(path: string): void {
   // Twice mounted by a crash between mount and row is not possible, but costs nothing to undo.
   while (unmount(path, umountFlags.NOFOLLOW | umountFlags.DETACH));
+}
+
+/** Unmounts all that is mounted in a container's bundle. */
+export function unmountBundle(bundle: string): void {
+  unmountRootfs(`${bundle}/rootfs`);
+  for (const folder of [imagesFolder, shiftedFolder]) {
+    for (const name of namesIn(`${bundle}/${folder}`)) unmountRootfs(`${bundle}/${folder}/${name}`);
+  }
+}
+
+function namesIn(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    return [];
+  }
 }
 
 /**

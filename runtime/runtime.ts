@@ -11,8 +11,11 @@ import type {
   ContainerStatus,
   PodSandbox,
   PodSandboxStatus,
+  RuntimeDetails,
   RuntimeService,
+  RuntimeStats,
 } from './api.ts';
+import { makeCdiRegistry } from './cdi/registry.ts';
 import { makeContainers } from './container.ts';
 import { makeContainerEnds } from './container_end.ts';
 import { type Context, layOut, makePrograms, readBootId, readHostFacts } from './context.ts';
@@ -24,14 +27,20 @@ import { describe, KeelsonError } from './host/errors.ts';
 import type { Logger } from './host/log.ts';
 import { forwardPort } from './io/forward.ts';
 import { logPathOf } from './oci/bundle.ts';
+import { handlerFeatures } from './oci/handlers.ts';
 import { isAlive } from './processes.ts';
 import { recover } from './recovery.ts';
+import { makeDetails } from './report/details.ts';
+import { makeStats } from './report/stats.ts';
+import { makeUpdateResources, resourcesOf } from './resources/update.ts';
 import { makeSandboxes } from './sandbox.ts';
 import { wantedNamespaces } from './sandbox_config.ts';
 import { makeNamespacePinner, pinnedNetwork, pinPaths } from './sandbox_namespaces.ts';
+import { makeAppArmor } from './security/apparmor.ts';
+import { makeSelinux } from './security/selinux.ts';
 import { type ContainerRecord, openState, type SandboxRecord } from './state.ts';
 
-export interface EmbeddedRuntime extends RuntimeService {
+export interface EmbeddedRuntime extends RuntimeService, RuntimeStats, RuntimeDetails {
   /** Ends watching; containers go on. Waits for what is being cleaned up. */
   close(): Promise<void>;
 }
@@ -49,6 +58,10 @@ export interface RuntimeOptions {
   readonly handlers?: Readonly<Record<string, { readonly path: string }>>;
   /** Default: conmon on the PATH. */
   readonly conmon?: string;
+  /** Containers get SELinux labels, on hosts with SELinux. Default: false, as in containerd. */
+  readonly selinux?: boolean;
+  /** Where the specifications of CDI devices lie; later folders win. Default: /etc/cdi and /var/run/cdi. */
+  readonly cdiFolders?: readonly string[];
   /** Default: cgroupfs. */
   readonly cgroupDriver?: 'cgroupfs' | 'systemd';
   readonly version: string;
@@ -92,6 +105,9 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       systemdCgroup: cgroupDriver === 'systemd',
     }),
     host: readHostFacts(cgroups.version),
+    apparmor: makeAppArmor({ tempDir: folders.runDir }),
+    selinux: makeSelinux(options.selinux ?? false),
+    cdi: makeCdiRegistry(options.cdiFolders),
     bootId: readBootId(),
     hostname: hostname(),
     log,
@@ -162,6 +178,8 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
   };
 
   return {
+    ...makeDetails(context),
+    ...makeStats(context),
     version: async () => ({ runtimeName: 'keelson', runtimeVersion: options.version }),
     async status() {
       const missing = context.programs.missing();
@@ -223,6 +241,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       return containerStatus(record, (sandbox && logPathOf(sandbox, record.config)) ?? '');
     },
     execSync: containers.execSync,
+    updateContainerResources: makeUpdateResources(context),
     exec: containers.exec,
     attach: containers.attach,
     async portForward(sandboxId, port, io, signal) {
@@ -243,6 +262,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       listeners.add(own);
       return () => listeners.delete(own);
     },
+    handlers: () => handlerFeatures(context.programs, Object.keys(handlers)),
     async close() {
       if (closing.signal.aborted) return;
       closing.abort();
@@ -310,6 +330,8 @@ function containerStatus(record: ContainerRecord, logPath: string): ContainerSta
     message,
     logPath,
     mounts: config.mounts,
+    resources: resourcesOf(record),
+    stopSignal: record.stopSignal,
     imageDigestRef: record.imageDigestRef,
     pid: state === 'running' ? (init?.pid ?? 0) : 0,
     user: record.user,

@@ -4,19 +4,23 @@
  * creating ──all there──▶ ready ──stop──▶ notready ──remove──▶ gone. A failure while creating undoes everything.
  */
 import { randomBytes } from 'node:crypto';
-import { copyFile, mkdir, writeFile } from 'node:fs/promises';
+import { chown, copyFile, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { PodSandboxConfig } from './api.ts';
 import type { Context } from './context.ts';
 import { slicePath } from './host/cgroups.ts';
-import { abortError, describe, KeelsonError } from './host/errors.ts';
+import { abortError, describe, isError, KeelsonError } from './host/errors.ts';
 import { keyedQueue } from './host/keyed.ts';
 import { mount, mountFlags } from './host/syscalls.ts';
+import { noUserNamespaces } from './oci/bundle.ts';
+import { openForGroup } from './oci/image_mounts.ts';
 import { containerCgroup, sandboxInitSpec } from './oci/spec.ts';
 import { identify, isAlive, type ProcessIdentity, readPidFile, signalProcess } from './processes.ts';
 import { attachmentOf, checkSandboxConfig, resolvConf, wantedNamespaces } from './sandbox_config.ts';
-import { type NamespacePinner, pinnedNetwork, pinPaths, unpin } from './sandbox_namespaces.ts';
+import { joinedPins, type NamespacePinner, type Pins, pinnedNetwork, unpin } from './sandbox_namespaces.ts';
+import { confine } from './security/confinement.ts';
+import { makeUserNamespaces, outsideId } from './security/userns.ts';
 import type { SandboxRecord } from './state.ts';
 
 export interface Sandboxes {
@@ -56,18 +60,35 @@ export function makeSandboxes(
     const bundle = join(folder, 'init');
     const rootfs = join(bundle, 'rootfs');
     await mkdir(rootfs, { recursive: true, mode: 0o755 });
-    const pins = pinPaths(folder, wantedNamespaces(record.config));
+    const runtime = programs.runtimeFor(record.handler);
+    const { security } = record.config.linux;
+    const namespaces = joinedPins(folder, wantedNamespaces(record.config));
+    if (namespaces.user !== undefined) {
+      await openForGroup(
+        [folders.runDir, folders.sandboxes],
+        [folder, bundle],
+        outsideId(namespaces.user.gids, 0),
+      );
+      // It makes the places of its mounts itself.
+      await chown(rootfs, outsideId(namespaces.user.uids, 0), outsideId(namespaces.user.gids, 0));
+    }
     const spec = sandboxInitSpec({
       rootfs,
       catatonit: programs.catatonit(),
       cgroupsPath: cgroupOf(record).cgroupsPath,
-      namespaces: pins,
+      namespaces,
       sandboxId: record.id,
       host,
+      confinement: await confine(
+        context,
+        { ...security, privileged: false, capabilities: [] },
+        await runtime.features(),
+        record.id,
+      ),
     });
     await writeFile(join(bundle, 'config.json'), JSON.stringify(spec), { mode: 0o600 });
     const pidFile = join(bundle, 'pid');
-    await programs.runtimeFor(record.handler).runDetached(record.id, bundle, pidFile, signal);
+    await runtime.runDetached(record.id, bundle, pidFile, signal);
     const pid = readPidFile(pidFile);
     const init = pid === undefined ? undefined : identify(pid);
     if (init === undefined) {
@@ -130,12 +151,10 @@ export function makeSandboxes(
 
   const create = async (config: PodSandboxConfig, handler: string, signal: AbortSignal | undefined) => {
     checkSandboxConfig(config, context.cgroupDriver);
-    programs.runtimeFor(handler);
-    if (signal?.aborted) throw abortError(signal, 'creating the sandbox');
-    if (config.linux.security.seccomp?.type === 'RuntimeDefault') {
-      context.warnOnce('seccomp RuntimeDefault is not applied yet: containers run without a seccomp filter');
-    }
+    const runtime = programs.runtimeFor(handler);
     const wanted = wantedNamespaces(config);
+    if (wanted.users !== undefined && !(await runtime.features()).idmap) throw noUserNamespaces(handler);
+    if (signal?.aborted) throw abortError(signal, 'creating the sandbox');
     const record: SandboxRecord = {
       id: randomBytes(32).toString('hex'),
       config,
@@ -155,7 +174,13 @@ export function makeSandboxes(
     const work: Promise<unknown>[] = [];
     try {
       const from = clock.now();
-      const pins = pinner.pin(folders.sandbox(id), wanted);
+      const owner = wanted.users && (await makeUserNamespaces(wanted.users, { ipc: wanted.ipc, signal }));
+      let pins: Pins;
+      try {
+        pins = pinner.pin(folders.sandbox(id), wanted, owner?.pid);
+      } finally {
+        await owner?.end();
+      }
       const pinned = clock.now();
       let connected = pinned;
       const network =
@@ -199,7 +224,15 @@ export function makeSandboxes(
     const { uid, name, namespace, attempt } = config.metadata;
     const key = JSON.stringify([uid, name, namespace, attempt]);
     const underWay = creating.get(key);
-    if (underWay !== undefined) return underWay;
+    if (underWay !== undefined) {
+      try {
+        return await underWay;
+      } catch (error) {
+        // The caller who began gave up; this one has not.
+        if (!isError(error, 'ABORTED', 'DEADLINE_EXCEEDED') || signal?.aborted) throw error;
+        return run(config, handler, signal);
+      }
+    }
     const existing = state.sandboxFor(config.metadata);
     if (existing?.state === 'ready') return existing.id;
     if (existing?.state === 'notready') {

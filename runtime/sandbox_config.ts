@@ -5,6 +5,8 @@ import type { DnsConfig, PodSandboxConfig } from './api.ts';
 import { cleanCgroupPath } from './host/cgroups.ts';
 import { KeelsonError } from './host/errors.ts';
 import type { WantedNamespaces } from './sandbox_namespaces.ts';
+import { checkProfile } from './security/admission.ts';
+import { checkUsers, wantedUsers } from './security/userns.ts';
 import type { SandboxRecord } from './state.ts';
 
 /** Which namespaces a sandbox has of its own. Without a hostname it gets the node's. */
@@ -17,6 +19,7 @@ export function wantedNamespaces(config: PodSandboxConfig): WantedNamespaces {
     // The node's network goes with the node's name, as in containerd.
     hostname: network ? config.hostname || hostHostname() : undefined,
     sysctls: config.linux.sysctls,
+    users: wantedUsers(namespaces),
   };
 }
 
@@ -93,6 +96,9 @@ export function checkSandboxConfig(config: PodSandboxConfig, driver: 'cgroupfs' 
   if (driver === 'systemd' && !/^[\w/.:@\\-]*$/.test(linux.cgroupParent)) {
     throw invalid(`cgroupParent ${JSON.stringify(linux.cgroupParent)} is not a slice`);
   }
+  checkUsers(linux.security.namespaces, 'INVALID_ARGUMENT');
+  checkProfile('seccomp', linux.security.seccomp, 'INVALID_ARGUMENT');
+  checkProfile('AppArmor', linux.security.apparmor, 'INVALID_ARGUMENT');
   for (const word of [...(dns?.servers ?? []), ...(dns?.searches ?? []), ...(dns?.options ?? [])]) {
     if (!/^[^\s\0]+$/.test(word)) throw invalid(`dns: ${JSON.stringify(word)} is not one word`);
   }

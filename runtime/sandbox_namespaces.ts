@@ -7,6 +7,7 @@
  * that stay as they are. Nothing may be started inside: threads and children would inherit the sandbox's namespaces.
  */
 import { closeSync, mkdirSync, openSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs';
+import type { UserNamespace } from './api.ts';
 import { errnoOf, isError, KeelsonError } from './host/errors.ts';
 import {
   cloneFlags,
@@ -19,6 +20,7 @@ import {
   unmount,
   unshare,
 } from './host/syscalls.ts';
+import type { JoinedNamespaces } from './oci/spec.ts';
 
 export interface WantedNamespaces {
   readonly network: boolean;
@@ -26,17 +28,23 @@ export interface WantedNamespaces {
   /** Undefined: the host's UTS namespace. */
   readonly hostname: string | undefined;
   readonly sysctls: Readonly<Record<string, string>>;
+  /** The user namespace that owns the others; absent: the host's. */
+  readonly users?: UserNamespace;
 }
 
 export interface Pins {
   readonly network?: string;
   readonly ipc?: string;
   readonly uts?: string;
+  readonly user?: string;
 }
 
 export interface NamespacePinner {
-  /** Makes `folder` with the pins in it. Throws SANDBOX_CREATE_FAILED; then nothing is left. */
-  pin(folder: string, wanted: WantedNamespaces): Pins;
+  /**
+   * Makes `folder` with the pins in it: new namespaces, or those of the process `owner`, which has a user namespace.
+   * Throws SANDBOX_CREATE_FAILED; then nothing is left.
+   */
+  pin(folder: string, wanted: WantedNamespaces, owner?: number): Pins;
   /** Calls `work`, which must be synchronous and short, inside the network namespace at `path`. Throws SYSCALL_FAILED. */
   inNetwork<T>(path: string, work: () => T): T;
   close(): void;
@@ -53,13 +61,22 @@ const defaultSysctls: Readonly<Record<string, string>> = {
 /** Pure: which pins a sandbox has. */
 export function pinPaths(
   folder: string,
-  wanted: Pick<WantedNamespaces, 'network' | 'ipc' | 'hostname'>,
+  wanted: Pick<WantedNamespaces, 'network' | 'ipc' | 'hostname' | 'users'>,
 ): Pins {
   return {
     network: wanted.network ? `${folder}/net` : undefined,
     ipc: wanted.ipc ? `${folder}/ipc` : undefined,
     uts: wanted.hostname === undefined ? undefined : `${folder}/uts`,
+    user: wanted.users === undefined ? undefined : `${folder}/user`,
   };
+}
+
+/** Pure: the pins as containers join them. */
+export function joinedPins(folder: string, wanted: WantedNamespaces): Omit<JoinedNamespaces, 'pid'> {
+  const { user, ...pins } = pinPaths(folder, wanted);
+  return user === undefined || wanted.users === undefined
+    ? pins
+    : { ...pins, user: { path: user, uids: wanted.users.uids, gids: wanted.users.gids } };
 }
 
 /** The path of the network namespace, if it is still pinned: after a reboot there may be a mere file. */
@@ -109,7 +126,7 @@ export function makeNamespacePinner(): NamespacePinner {
     }
   };
   return {
-    pin(folder, wanted) {
+    pin(folder, wanted, owner) {
       const pins = pinPaths(folder, wanted);
       const sysctls: [file: string, value: string, needed: boolean][] = [];
       if (wanted.network) {
@@ -126,11 +143,16 @@ export function makeNamespacePinner(): NamespacePinner {
         if (files.length === 0) return pins;
         for (const file of files) closeSync(openSync(file, 'wx', 0o444));
         try {
-          unshare(
-            (wanted.network ? cloneFlags.NEWNET : 0) |
-              (wanted.ipc ? cloneFlags.NEWIPC : 0) |
-              (wanted.hostname === undefined ? 0 : cloneFlags.NEWUTS),
-          );
+          if (pins.user !== undefined) mount(`/proc/${owner}/ns/user`, pins.user, null, mountFlags.BIND);
+          if (owner === undefined) {
+            unshare(
+              (wanted.network ? cloneFlags.NEWNET : 0) |
+                (wanted.ipc ? cloneFlags.NEWIPC : 0) |
+                (wanted.hostname === undefined ? 0 : cloneFlags.NEWUTS),
+            );
+          } else {
+            enter(owner, pins);
+          }
           for (const [kind, file] of [
             ['net', pins.network],
             ['ipc', pins.ipc],
@@ -172,6 +194,20 @@ export function makeNamespacePinner(): NamespacePinner {
   };
 }
 
+/** Into the namespaces of `owner` that are to be pinned. */
+function enter(owner: number, pins: Pins): void {
+  const wanted = { net: pins.network, ipc: pins.ipc, uts: pins.uts };
+  for (const kind of kinds) {
+    if (wanted[kind] === undefined) continue;
+    const fd = openSync(`/proc/${owner}/ns/${kind}`, 'r');
+    try {
+      setns(fd);
+    } finally {
+      closeSync(fd);
+    }
+  }
+}
+
 function writeSysctl(file: string, value: string, needed: boolean): void {
   try {
     writeFileSync(file, value, { flag: 'r+' });
@@ -187,7 +223,7 @@ function writeSysctl(file: string, value: string, needed: boolean): void {
 
 /** Unmounts whatever is pinned or mounted in a sandbox's folder and removes the folder. Idempotent. */
 export function unpin(folder: string): void {
-  for (const name of ['net', 'ipc', 'uts', 'pid', 'shm']) {
+  for (const name of ['net', 'ipc', 'uts', 'user', 'pid', 'shm']) {
     while (unmount(`${folder}/${name}`, umountFlags.NOFOLLOW | umountFlags.DETACH));
   }
   rmSync(folder, { recursive: true, force: true });

@@ -4,7 +4,12 @@
  * A row is written in state `creating` before anything of it exists on the machine and deleted after the last of it is
  * gone; so whatever no row names may be swept. The configuration in a row never changes; the rest does.
  */
-import type { ContainerConfig, PodSandboxConfig, PodSandboxMetadata } from './api.ts';
+import type {
+  ContainerConfig,
+  LinuxContainerResources,
+  PodSandboxConfig,
+  PodSandboxMetadata,
+} from './api.ts';
 import type { Database } from './host/database.ts';
 import type { ProcessIdentity } from './processes.ts';
 
@@ -40,6 +45,8 @@ export interface ContainerRecord {
   readonly init: ProcessIdentity | undefined;
   readonly monitor: ProcessIdentity | undefined;
   readonly user: { uid: number; gid: number; supplementalGroups: readonly number[] } | undefined;
+  /** As last updated; absent: those of the configuration. */
+  readonly resources?: LinuxContainerResources;
   readonly startedAt: number;
   readonly finishedAt: number;
   readonly exitCode: number;
@@ -97,27 +104,47 @@ function containerChanging(record: ContainerRecord): string {
   return JSON.stringify(changing);
 }
 
+/** What the columns hold is what the functions above have written; undefined where it is not even JSON. */
+function parseRow(row: Record<string, unknown>) {
+  try {
+    return { ...JSON.parse(String(row['fixed'])), ...JSON.parse(String(row['changing'])) };
+  } catch {
+    return undefined;
+  }
+}
+
 /** Opens the tables in `db` and reads them. */
 export function openState(db: Database): State {
   db.migrate('runtime', steps);
   const sandboxes = new Map<string, SandboxRecord>();
   const containers = new Map<string, ContainerRecord>();
+  // A row that the disk has damaged is no row: what it was about is swept like all that no row names.
   for (const row of db.statement('SELECT id, fixed, changing FROM sandboxes').all()) {
-    const fixed = JSON.parse(String(row['fixed']));
-    const changing = JSON.parse(String(row['changing']));
-    sandboxes.set(String(row['id']), { init: undefined, ...fixed, ...changing, id: String(row['id']) });
+    const id = String(row['id']);
+    const parsed = parseRow(row);
+    if (parsed !== undefined) sandboxes.set(id, { init: undefined, ...parsed, id });
+    else {
+      db.transaction(() => {
+        db.statement('DELETE FROM containers WHERE sandbox = ?').run(id);
+        db.statement('DELETE FROM sandboxes WHERE id = ?').run(id);
+      });
+    }
   }
   for (const row of db.statement('SELECT id, sandbox, fixed, changing FROM containers').all()) {
-    const fixed = JSON.parse(String(row['fixed']));
-    const changing = JSON.parse(String(row['changing']));
-    containers.set(String(row['id']), {
+    const id = String(row['id']);
+    const parsed = parseRow(row);
+    if (parsed === undefined) {
+      db.statement('DELETE FROM containers WHERE id = ?').run(id);
+      continue;
+    }
+    const sandboxId = String(row['sandbox']);
+    containers.set(id, {
       init: undefined,
       monitor: undefined,
       user: undefined,
-      ...fixed,
-      ...changing,
-      id: String(row['id']),
-      sandboxId: String(row['sandbox']),
+      ...parsed,
+      id,
+      sandboxId,
     });
   }
   return {

@@ -2,6 +2,7 @@
 import { parseArgs } from 'node:util';
 
 export const usage = `keelson agent [--config FILE] [--kubeconfig FILE] [--hostname-override NAME] [--node-ip ADDRESS]
+              [--image-credential-provider-config PATH --image-credential-provider-bin-dir FOLDER]
 
 Be a node until SIGTERM or SIGINT; containers go on without the agent. Without --kubeconfig only the static pods of the
 configuration's staticPodPath run. The configuration is a KubeletConfiguration (kubelet.config.k8s.io/v1beta1).`;
@@ -14,6 +15,8 @@ export async function run(args: string[]): Promise<void> {
       kubeconfig: { type: 'string' },
       'hostname-override': { type: 'string' },
       'node-ip': { type: 'string' },
+      'image-credential-provider-config': { type: 'string' },
+      'image-credential-provider-bin-dir': { type: 'string' },
     },
   });
   const { startAgent } = await import('../main.ts');
@@ -22,5 +25,7 @@ export async function run(args: string[]): Promise<void> {
     kubeconfigFile: values.kubeconfig,
     nodeName: values['hostname-override'],
     nodeIp: values['node-ip'],
+    imageCredentialProviderConfig: values['image-credential-provider-config'],
+    imageCredentialProviderBinDir: values['image-credential-provider-bin-dir'],
   });
 }

@@ -1,5 +1,6 @@
 /** Rules between the fields of a configuration that is right field by field. Pure. */
 import { isIP } from 'node:net';
+import { allowlistFault } from '../images/verification.ts';
 import type { Findings } from './field.ts';
 import type { ConfigValues } from './schema.ts';
 
@@ -29,6 +30,28 @@ export function checkRules(config: ConfigValues, findings: Findings): void {
     !(config.serializeImagePulls && (config.maxParallelImagePulls ?? 1) > 1),
     ['maxParallelImagePulls'],
     'must not be greater than 1 while serializeImagePulls is true',
+  );
+  const allowlist = config.preloadedImagesVerificationAllowlist;
+  must(
+    allowlist.length === 0 ||
+      config.imagePullCredentialsVerificationPolicy === 'NeverVerifyAllowlistedImages',
+    ['preloadedImagesVerificationAllowlist'],
+    'needs imagePullCredentialsVerificationPolicy NeverVerifyAllowlistedImages',
+  );
+  allowlist.forEach((pattern, index) => {
+    const fault = allowlistFault(pattern);
+    must(fault === undefined, ['preloadedImagesVerificationAllowlist', index], fault ?? '');
+  });
+  const { imageCredentialProviderConfig, imageCredentialProviderBinDir } = config.keelson;
+  must(
+    (imageCredentialProviderConfig === undefined) === (imageCredentialProviderBinDir === undefined),
+    [
+      'keelson',
+      imageCredentialProviderConfig === undefined
+        ? 'imageCredentialProviderConfig'
+        : 'imageCredentialProviderBinDir',
+    ],
+    'imageCredentialProviderConfig and imageCredentialProviderBinDir belong together: set both or none',
   );
   must(
     config.shutdownGracePeriodCriticalPods <= config.shutdownGracePeriod,

@@ -3,6 +3,7 @@
  * (kubelet.config.k8s.io/v1beta1, as of Kubernetes 1.37) by their own names, and keelson's own under `keelson:`.
  * Durations are milliseconds once read. Defaults are kubelet's, except `deliberateDefaults`.
  */
+import { verificationPolicies } from '../images/verification.ts';
 import {
   boolean,
   duration,
@@ -80,13 +81,14 @@ const kubeletFields = {
       cacheUnauthorizedTTL: duration({ default: '30s' }),
     }),
   }),
-  registryPullQPS: integer({ default: 5, ...count, keepZero }),
-  registryBurst: integer({ default: 10, ...count }),
+  registryPullQPS: integer({ default: 5, ...count, keepZero, acted }),
+  registryBurst: integer({ default: 10, ...count, acted }),
   imagePullCredentialsVerificationPolicy: string({
     default: 'NeverVerifyPreloadedImages',
-    oneOf: ['NeverVerify', 'NeverVerifyPreloadedImages', 'NeverVerifyAllowlistedImages', 'AlwaysVerify'],
+    oneOf: verificationPolicies,
+    acted,
   }),
-  preloadedImagesVerificationAllowlist: list(string()),
+  preloadedImagesVerificationAllowlist: list(string(), { acted }),
   eventRecordQPS: integer({ default: 50, ...count, keepZero, acted }),
   eventBurst: integer({ default: 100, ...count, acted }),
   enableDebuggingHandlers: boolean({ default: true }),
@@ -96,14 +98,14 @@ const kubeletFields = {
   oomScoreAdj: integer({ default: -999, min: -1000, max: 1000, keepZero }),
   clusterDomain: string({ acted }),
   clusterDNS: list(string(), { acted }),
-  streamingConnectionIdleTimeout: duration({ default: '4h' }),
+  streamingConnectionIdleTimeout: duration({ default: '4h', acted }),
   nodeStatusUpdateFrequency: duration({ default: '10s', acted }),
   nodeStatusReportFrequency: duration({ default: '5m', acted }),
   nodeLeaseDurationSeconds: integer({ default: 40, min: 1, acted }),
-  imageMinimumGCAge: duration({ default: '2m' }),
-  imageMaximumGCAge: duration({ default: '0s' }),
-  imageGCHighThresholdPercent: integer({ default: 85, ...percent }),
-  imageGCLowThresholdPercent: integer({ default: 80, ...percent }),
+  imageMinimumGCAge: duration({ default: '2m', acted }),
+  imageMaximumGCAge: duration({ default: '0s', acted }),
+  imageGCHighThresholdPercent: integer({ default: 85, ...percent, acted }),
+  imageGCLowThresholdPercent: integer({ default: 80, ...percent, acted }),
   volumeStatsAggPeriod: duration({ default: '1m' }),
   kubeletCgroups: string(),
   systemCgroups: string(),
@@ -141,8 +143,8 @@ const kubeletFields = {
   contentType: string({ default: 'application/vnd.kubernetes.protobuf' }),
   kubeAPIQPS: integer({ default: 50, ...count, keepZero, acted }),
   kubeAPIBurst: integer({ default: 100, ...count, acted }),
-  serializeImagePulls: boolean({ default: false }),
-  maxParallelImagePulls: integer({ min: 1, keepZero }),
+  serializeImagePulls: boolean({ default: false, acted }),
+  maxParallelImagePulls: integer({ min: 1, keepZero, acted }),
   evictionHard: map(threshold, {
     default: {
       'memory.available': '100Mi',
@@ -253,6 +255,8 @@ const ownFields = {
   stateDir: string({ default: '/var/lib/keelson', acted, ...absolute }),
   /** Sockets, namespaces and what a reboot may forget. */
   runDir: string({ default: '/run/keelson', acted, ...absolute }),
+  /** Where the CRI is served. Unset: `keelson.sock` in runDir; an explicit `""`: nowhere. */
+  criSocket: string({ pattern: /^(\/.*)?$/, expects: 'absolute path, or ""', keepZero, acted }),
   /** kubelet's root folder: pods' volumes, plugins, certificates. */
   kubeletDir: string({ default: '/var/lib/kubelet', acted, ...absolute }),
   containerLogsDir: string({ default: '/var/log/containers', acted, ...absolute }),
@@ -267,6 +271,8 @@ const ownFields = {
     default: { runc: { path: 'runc' } },
     acted,
   }),
+  /** Containers get SELinux labels, on hosts with SELinux. */
+  selinux: boolean({ default: false, acted }),
   /** Program name or path. */
   conmon: string({ default: 'conmon', acted }),
   /** Layers fetched at once, for the whole node. Unset: the image service's own default. */
@@ -280,8 +286,20 @@ const ownFields = {
   keepBlobs: boolean({ default: false, acted }),
   /** `host[:port]` that are spoken to over plain http. */
   insecureRegistries: list(string(), { acted }),
-  /** Image archives put here are imported. */
-  importDir: string({ ...absolute }),
+  /** Folders in containerd's layout with a `hosts.toml` or certificates for each registry, the first one first. */
+  registryFolders: list(string(absolute), {
+    default: ['/etc/keelson/certs.d', '/etc/containerd/certs.d'],
+    acted,
+  }),
+  /** A registry with mirrors is never asked itself, whatever its `hosts.toml` says. */
+  registryMirrorsOnly: boolean({ default: false, acted }),
+  /** Image archives put here are imported and pinned. Unset: `images` in the stateDir. */
+  imagesDir: string({ acted, ...absolute }),
+  /** As kubelet's flags of these names: a CredentialProviderConfig (file or folder), and where its programs are. */
+  imageCredentialProviderConfig: string({ acted, ...absolute }),
+  imageCredentialProviderBinDir: string({ acted, ...absolute }),
+  /** With imagePullPolicy Always: the copy on the node is used, with a warning, when no registry can be reached. */
+  pullAlwaysFallback: boolean({ default: false, acted }),
   nodeName: string({ acted, ...nodeName }),
   hostnameOverride: string({ acted, ...nodeName }),
   /** One address, or one of each family separated by a comma. */

@@ -143,6 +143,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         const known = held.get(uid);
         held.delete(uid);
         objects.release(uid);
+        options.imageAccess.forget(uid);
         writer?.forget(uid);
         // A source that has forgotten the pod already would never take the note back.
         if (known?.removed === false) finished.set(uid, source);

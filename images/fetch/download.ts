@@ -4,6 +4,7 @@ import { isError, KeelsonError } from '../../runtime/host/errors.ts';
 import { requestError } from '../../runtime/host/http.ts';
 import type { Descriptor } from '../manifest.ts';
 import { type LayerSource, unavailable } from '../registry/repository.ts';
+import { longestWait } from '../registry/retry.ts';
 import { discard, readAll } from './body.ts';
 import type { Inlet } from './inlet.ts';
 import type { Counters } from './metrics.ts';
@@ -84,7 +85,10 @@ export async function download(options: Download): Promise<void> {
       // With nothing here yet, nothing has broken: it was refused.
       if (inlet.received > 0) link.broken = true;
       counters.retries++;
-      await sleep(clock, delay, signal);
+      const asked = error.details['retryAfterMs'];
+      // Too long a wait is for the next pull to keep, as for manifests.
+      if (typeof asked === 'number' && asked > longestWait) throw error;
+      await sleep(clock, delay + (typeof asked === 'number' ? asked : 0), signal);
     }
   }
 }

@@ -5,9 +5,10 @@
 import { lstat, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../../runtime/host/clock.ts';
-import { ensureFolder, listFolder } from '../../runtime/host/files.ts';
+import { listFolder } from '../../runtime/host/files.ts';
 import { keyedQueue } from '../../runtime/host/keyed.ts';
 import type { Logger } from '../../runtime/host/log.ts';
+import { ensureStoreFolder } from '../store/start.ts';
 import { expiredPartials, type FetchPolicy } from './policy.ts';
 
 export interface Partials {
@@ -30,7 +31,7 @@ export async function openPartials(options: {
 }): Promise<Partials> {
   const { stateDir, policy, clock, log } = options;
   const folder = join(stateDir, 'blobs', 'partial');
-  await ensureFolder(folder, 0o700);
+  await ensureStoreFolder(folder);
   const files = await Promise.all(
     (await listFolder(folder)).map(async (name) => {
       const { size, mtimeMs } = await lstat(join(folder, name));

@@ -1,37 +1,57 @@
 /**
- * A registry as a client sees it (OCI distribution-spec 1.1, Docker registry v2): manifests, small blobs and layers
- * of one repository. Authenticates when asked to, follows redirects itself, tries transient failures again, and
- * never shows credentials to any host but the registry and the token service that it names.
+ * A repository as a client sees it (OCI distribution-spec 1.1, Docker registry v2): manifests, small blobs and layers,
+ * from the mirrors and the registry in the order of the node's configuration. What one endpoint does not have, refuses
+ * or lies about is asked of the next, and the error names them all.
  */
 import { createHash } from 'node:crypto';
+import type { Readable } from 'node:stream';
 import type { AuthConfig } from '../../runtime/api.ts';
-import { type Clock, sleep } from '../../runtime/host/clock.ts';
-import { isError, KeelsonError } from '../../runtime/host/errors.ts';
-import type { HttpClient, HttpResponse } from '../../runtime/host/http.ts';
-import { type Descriptor, largestManifest, manifestTypes } from '../manifest.ts';
-import { endpointOf, isLoopback } from '../reference.ts';
-import { type Authorization, authorize, credentialsFor, parseChallenges } from './auth.ts';
+import type { Clock } from '../../runtime/host/clock.ts';
+import { describe, isError, KeelsonError } from '../../runtime/host/errors.ts';
+import type { HttpResponse } from '../../runtime/host/http.ts';
+import type { Logger } from '../../runtime/host/log.ts';
+import { type Descriptor, largestManifest, manifestTypes, parseDocument } from '../manifest.ts';
+import { credentialsFor, mirrorCredentials } from './auth.ts';
 import { readBody } from './body.ts';
+import type { Clients } from './clients.ts';
+import { type Connection, connect, headerText, unavailable } from './connection.ts';
+import { combine, type Failure, isEndpointsOwn } from './failures.ts';
+import { foreignBlob } from './foreign.ts';
+import type { Health } from './health.ts';
+import type { Hosts } from './hosts.ts';
+import { withRetries } from './retry.ts';
 
+export { unavailable } from './connection.ts';
+export { withRetries } from './retry.ts';
+
+/** What all pulls of the node share. */
 export interface RegistryOptions {
-  readonly http: HttpClient;
+  readonly hosts: Hosts;
+  readonly clients: Clients;
+  readonly health: Health;
   readonly clock: Clock;
-  /** `host` or `host:port` of registries that speak plain http. Those on this machine do anyway. */
-  readonly insecureRegistries: readonly string[];
+  readonly log: Logger;
+  /** The node's own credentials for a mirror at `host`, besides those of the pull that name it. Default: none. */
+  readonly mirrorAuths?: (host: string) => Promise<readonly AuthConfig[]>;
 }
 
-/** One repository of one registry for one pull: what is learnt about authentication is kept here. */
+/** One repository for one pull: what is learnt about authentication and about liars is kept here. */
 export interface Repository extends LayerSource {
   /**
    * The manifest or index that `reference` (a tag or digest) names, verified where it is a digest.
-   * Throws IMAGE_NOT_FOUND, IMAGE_PULL_DENIED, IMAGE_DIGEST_MISMATCH, REGISTRY_UNAVAILABLE, ABORTED.
+   * Throws IMAGE_NOT_FOUND, IMAGE_PULL_DENIED, IMAGE_DIGEST_MISMATCH, IMAGE_INVALID, REGISTRY_UNAVAILABLE, ABORTED.
    */
   manifest(
     reference: string,
     signal?: AbortSignal,
   ): Promise<{ bytes: Buffer; mediaType: string | undefined; digest: string }>;
-  /** A small blob, whole and verified. Throws as `manifest`, and IMAGE_INVALID. */
+  /** A small blob, whole and verified. Throws as `manifest`. */
   document(blob: Descriptor, signal?: AbortSignal): Promise<Buffer>;
+  /**
+   * The bytes that `blob` gave last were not the blob's, for the reason in `error`: who sent them is not asked for it
+   * again. Throws when nobody else is left to ask: `error`, or one that names all endpoints.
+   */
+  distrust(blob: Descriptor, error: KeelsonError): void;
 }
 
 /** Where the compressed layers of an image come from: a repository of a registry, or an archive. */
@@ -40,8 +60,8 @@ export interface LayerSource {
   readonly name: string;
   /**
    * The bytes of a blob from `offset` on, neither verified nor bounded; `offset` of the answer is where they begin in
-   * truth, which may be 0. The body must be read or destroyed. Throws IMAGE_NOT_FOUND, IMAGE_PULL_DENIED,
-   * REGISTRY_UNAVAILABLE, ABORTED.
+   * truth, which may be 0. The body must be read or destroyed. Who asks again was not served well: then another
+   * endpoint is the first to be asked. Throws IMAGE_NOT_FOUND, IMAGE_PULL_DENIED, REGISTRY_UNAVAILABLE, ABORTED.
    */
   blob(
     blob: Descriptor,
@@ -50,153 +70,98 @@ export interface LayerSource {
   ): Promise<{ readonly body: AsyncIterable<Buffer>; readonly offset: number }>;
 }
 
-/** Milliseconds before each further try of something transient. */
-export const retryDelays: readonly number[] = [100, 400];
-const mostRedirects = 5;
-
-/** Runs `body` again, after a wait, for as long as it fails with REGISTRY_UNAVAILABLE and tries are left. */
-export async function withRetries<T>(
-  clock: Clock,
-  signal: AbortSignal | undefined,
-  body: () => Promise<T>,
-): Promise<T> {
-  for (let attempt = 0; ; attempt++) {
-    try {
-      return await body();
-    } catch (error) {
-      const delay = retryDelays[attempt];
-      if (delay === undefined || !isError(error, 'REGISTRY_UNAVAILABLE')) throw error;
-      await sleep(clock, delay, signal);
-    }
-  }
+/** What is known of one blob in one pull. */
+interface BlobHistory {
+  last: Connection | undefined;
+  /** How often an endpoint has begun to send it. */
+  readonly answers: Map<Connection, number>;
+  readonly lied: Map<Connection, KeelsonError>;
 }
 
 export function digestOf(bytes: Buffer, algorithm: string): string {
   return `${algorithm}:${createHash(algorithm).update(bytes).digest('hex')}`;
 }
 
-export function openRepository(
+/** Throws CONFIG_INVALID where the configuration of this registry cannot be read or leaves nobody to ask. */
+export async function openRepository(
   options: RegistryOptions,
   domain: string,
   path: string,
   auths: readonly AuthConfig[],
-): Repository {
-  const { http, clock } = options;
+): Promise<Repository> {
+  const { hosts, clients, health, clock, log } = options;
   const name = `${domain}/${path}`;
-  const plain = isLoopback(domain) || options.insecureRegistries.includes(domain);
-  const base = new URL(`${plain ? 'http' : 'https'}://${endpointOf(domain)}/v2/${path}/`);
-  const scope = `repository:${path}:pull`;
-  let authorization: Authorization;
-
-  /** One request with redirects followed; any status but 3xx. The body of the answer is the caller's. */
-  const send = async (
-    url: URL,
-    asked: Readonly<Record<string, string>>,
-    what: string,
-    signal?: AbortSignal,
-  ): Promise<HttpResponse> => {
-    let target = url;
-    for (let hop = 0; hop <= mostRedirects; hop++) {
-      const headers: Record<string, string> = { ...asked };
-      if (authorization !== undefined && target.origin === base.origin)
-        headers['authorization'] = authorization;
-      const response = await http.request({ method: 'GET', url: target, headers, signal });
-      const location = response.headers['location'];
-      if (![301, 302, 303, 307, 308].includes(response.statusCode)) return response;
-      await response.body.dump();
-      if (typeof location !== 'string' || !URL.canParse(location, target)) {
-        throw new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: redirect without a usable location`);
-      }
-      target = new URL(location, target);
-      if (target.protocol !== 'https:' && target.protocol !== 'http:') {
-        throw new KeelsonError(
-          'REGISTRY_UNAVAILABLE',
-          `${what}: redirect to ${target.protocol} is not followed`,
-        );
-      }
-      target.username = '';
-      target.password = '';
-    }
-    throw new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: more than ${mostRedirects} redirects`);
+  const connections = await Promise.all(
+    (await hosts.endpoints(domain)).map(async (endpoint) =>
+      connect({
+        endpoint,
+        http: clients.client(endpoint.client),
+        clock,
+        health,
+        domain,
+        repository: path,
+        credentials: endpoint.isRegistry
+          ? credentialsFor(auths, domain)
+          : [
+              ...mirrorCredentials(auths, endpoint.host),
+              ...((await options.mirrorAuths?.(endpoint.host)) ?? []),
+            ],
+      }),
+    ),
+  );
+  const [pullers, resolvers] = [
+    connections.filter(({ endpoint }) => endpoint.canPull),
+    connections.filter(({ endpoint }) => endpoint.canResolve),
+  ];
+  const blobs = new Map<string, BlobHistory>();
+  const historyOf = (digest: string): BlobHistory => {
+    const found = blobs.get(digest) ?? { last: undefined, answers: new Map(), lied: new Map() };
+    blobs.set(digest, found);
+    return found;
   };
 
-  /** Sends; on 401 gets an authorization with each credential in turn, then as anonymous. */
-  const sendAuthorized = async (
-    url: URL,
-    asked: Readonly<Record<string, string>>,
+  /** What `ask` gets from the first of `candidates` that has it; else one error for all, `before` included. */
+  const askEach = async <T>(
+    candidates: readonly Connection[],
     what: string,
-    signal?: AbortSignal,
-  ) => {
-    let response = await send(url, asked, what, signal);
-    if (response.statusCode !== 401) return response;
-    await response.body.dump(); // Before anything that can fail: unread, it would keep its connection.
-    const header = response.headers['www-authenticate'];
-    const challenges = parseChallenges(Array.isArray(header) ? header.join(', ') : (header ?? ''));
-    const credentials = credentialsFor(auths, domain);
-    let refusal: KeelsonError | undefined;
-    for (const credential of [...credentials, undefined]) {
-      try {
-        authorization = await authorize({
-          http,
-          challenges,
-          credential,
-          scope,
-          secure: !plain,
-          what,
-          signal,
-        });
-      } catch (error) {
-        if (!isError(error, 'IMAGE_PULL_DENIED')) throw error;
-        refusal = error;
+    ask: (connection: Connection) => Promise<T>,
+    before: readonly Failure[] = [],
+  ): Promise<T> => {
+    const failures = [...before];
+    const isDead = ({ endpoint }: Connection) => health.deadBecause(endpoint.name);
+    const someAlive = candidates.some((connection) => isDead(connection) === undefined);
+    for (const connection of candidates) {
+      const { endpoint } = connection;
+      // The registry itself is asked even so: no other has the last word on what exists.
+      const dead = someAlive && !endpoint.isRegistry ? isDead(connection) : undefined;
+      if (dead !== undefined) {
+        const details = { answered: false };
+        const error = new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: ${dead}`, { details });
+        failures.push({ endpoint, error });
         continue;
       }
-      if (authorization === undefined) continue;
-      response = await send(url, asked, what, signal);
-      if (response.statusCode !== 401 && response.statusCode !== 403) return response;
-      await response.body.dump();
+      try {
+        return await ask(connection);
+      } catch (error) {
+        if (!isEndpointsOwn(error)) throw error;
+        failures.push({ endpoint, error });
+        if (connection !== candidates.at(-1)) {
+          log.info({ endpoint: endpoint.name, why: describe(error) }, 'the next endpoint is asked');
+        }
+      }
     }
-    authorization = undefined;
-    throw denied(what, response.statusCode, credentials.length, refusal);
-  };
-
-  /** The answer with status 200, or 206 where a range was asked for, or the error that any other one means. */
-  const get = async (
-    url: URL,
-    asked: Readonly<Record<string, string>>,
-    what: string,
-    signal?: AbortSignal,
-  ): Promise<HttpResponse> => {
-    let response: HttpResponse;
-    try {
-      response = await sendAuthorized(url, asked, what, signal);
-    } catch (error) {
-      throw unavailable(error, what);
-    }
-    const status = response.statusCode;
-    if (status === 200 || (status === 206 && asked['range'] !== undefined)) return response;
-    const said = await errorText(response);
-    if (status === 404) {
-      throw new KeelsonError('IMAGE_NOT_FOUND', `${what}: not found${said}`, {
-        details: { status },
-        hint: 'check the name and the tag, and that the image was pushed there',
-      });
-    }
-    if (status === 401 || status === 403) throw denied(what, status, credentialsFor(auths, domain).length);
-    throw new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: the registry answered ${status}${said}`, {
-      details: { status },
+    if (failures.length > 0) throw combine(what, failures);
+    throw new KeelsonError('CONFIG_INVALID', `${what}: the node's hosts.toml leaves no endpoint to ask`, {
+      hint: 'one with the capabilities "pull" and, for tags, "resolve" is needed',
     });
   };
 
   const manifest: Repository['manifest'] = (reference, signal) => {
     const isDigest = reference.includes(':');
     const what = `manifest ${name}${isDigest ? '@' : ':'}${reference}`;
-    return withRetries(clock, signal, async () => {
-      const response = await get(
-        new URL(`manifests/${reference}`, base),
-        { accept: manifestTypes.join(', ') },
-        what,
-        signal,
-      );
+    const ask = async (connection: Connection) => {
+      const accept = { accept: manifestTypes.join(', ') };
+      const response = await connection.get(`manifests/${reference}`, accept, what, signal);
       const bytes = await readDocument(response, largestManifest, what, signal);
       const named = isDigest ? reference : headerText(response, 'docker-content-digest');
       const algorithm = named?.startsWith('sha512:') ? 'sha512' : 'sha256';
@@ -207,22 +172,29 @@ export function openRepository(
           `${what}: the registry sent ${digest} for ${named.slice(0, 200)}`,
         );
       }
+      // The login page of a network on the way is no reason not to ask the next one.
+      if (!isDigest) parseDocument(bytes, what);
       return { bytes, mediaType: headerText(response, 'content-type'), digest };
-    });
+    };
+    return withRetries(clock, signal, () => askEach(isDigest ? pullers : resolvers, what, ask));
   };
 
   const document: Repository['document'] = (blob, signal) => {
     const what = `blob ${name}@${blob.digest}`;
-    return withRetries(clock, signal, async () => {
-      const response = await get(new URL(`blobs/${blob.digest}`, base), { accept: '*/*' }, what, signal);
+    const ask = async (connection: Connection) => {
+      const response = await connection.get(`blobs/${blob.digest}`, { accept: '*/*' }, what, signal);
       const bytes = await readDocument(response, Math.min(blob.size, largestManifest), what, signal);
       const digest = digestOf(bytes, blob.digest.split(':')[0]!);
       if (digest !== blob.digest) {
         throw new KeelsonError('IMAGE_DIGEST_MISMATCH', `${what}: the registry sent ${digest}`);
       }
       return bytes;
-    });
+    };
+    return withRetries(clock, signal, () => askEach(pullers, what, ask));
   };
+
+  const liars = ({ lied }: BlobHistory): Failure[] =>
+    [...lied].map(([{ endpoint }, error]) => ({ endpoint, error }));
 
   return {
     name,
@@ -230,18 +202,64 @@ export function openRepository(
     document,
     async blob(blob, offset, signal) {
       const what = `layer ${name}@${blob.digest}`;
-      const asked = { accept: '*/*', ...(offset > 0 && { range: `bytes=${offset}-` }) };
-      const response = await get(new URL(`blobs/${blob.digest}`, base), asked, what, signal);
-      if (response.statusCode === 200) return { body: response.body, offset: 0 };
-      const begins = /^bytes (\d+)-/.exec(headerText(response, 'content-range') ?? '')?.[1];
-      if (Number(begins) === offset) return { body: response.body, offset };
-      response.body.destroy();
-      throw new KeelsonError(
-        'REGISTRY_UNAVAILABLE',
-        `${what}: the registry sent another range than asked for`,
-      );
+      const history = historyOf(blob.digest);
+      const answers = (connection: Connection) => history.answers.get(connection) ?? 0;
+      const candidates = pullers
+        .filter((connection) => !history.lied.has(connection))
+        .sort((a, b) => answers(a) - answers(b));
+      const ask = async (connection: Connection) => {
+        const found = await openBlob(connection, blob, offset, what, signal);
+        history.last = connection;
+        history.answers.set(connection, answers(connection) + 1);
+        return found;
+      };
+      try {
+        return await askEach(candidates, what, ask, liars(history));
+      } catch (error) {
+        // Not where only mirrors may be asked: the addresses lead out of the site.
+        const mayLeave = connections.some(({ endpoint }) => endpoint.isRegistry);
+        if (!mayLeave || blob.urls === undefined || !isEndpointsOwn(error)) throw error;
+        history.last = undefined;
+        return foreignBlob(clients, blob.urls, offset, error, what, signal);
+      }
+    },
+    distrust(blob, error) {
+      const history = historyOf(blob.digest);
+      const { last } = history;
+      // Nobody sent it: what is wrong was here, or at an address of its own.
+      if (last === undefined) throw error;
+      history.last = undefined;
+      history.lied.set(last, error);
+      log.warn({ endpoint: last.endpoint.name, why: describe(error) }, 'an endpoint sent a wrong layer');
+      if (pullers.some((connection) => !history.lied.has(connection))) return;
+      throw combine(`layer ${name}@${blob.digest}`, liars(history));
     },
   };
+}
+
+async function openBlob(
+  connection: Connection,
+  blob: Descriptor,
+  offset: number,
+  what: string,
+  signal?: AbortSignal,
+): Promise<{ body: Readable; offset: number }> {
+  const path = `blobs/${blob.digest}`;
+  const range: Record<string, string> = offset > 0 ? { range: `bytes=${offset}-` } : {};
+  let response: HttpResponse;
+  try {
+    response = await connection.get(path, { accept: '*/*', ...range }, what, signal);
+  } catch (error) {
+    // Range not satisfiable: what is there is shorter, or not to be had in pieces.
+    if (offset === 0 || !isError(error, 'REGISTRY_UNAVAILABLE') || error.details['status'] !== 416)
+      throw error;
+    return openBlob(connection, blob, 0, what, signal);
+  }
+  if (response.statusCode === 200) return { body: response.body, offset: 0 };
+  const begins = /^bytes (\d+)-/.exec(headerText(response, 'content-range') ?? '')?.[1];
+  if (Number(begins) === offset) return { body: response.body, offset };
+  response.body.destroy();
+  throw new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: the registry sent another range than asked for`);
 }
 
 async function readDocument(response: HttpResponse, limit: number, what: string, signal?: AbortSignal) {
@@ -249,46 +267,5 @@ async function readDocument(response: HttpResponse, limit: number, what: string,
     return await readBody(response.body, limit, what, signal);
   } catch (error) {
     throw unavailable(error, what);
-  }
-}
-
-/** A failed connection in the words of this room; anything else as it is. */
-export function unavailable(error: unknown, what: string): unknown {
-  if (!isError(error, 'UNAVAILABLE', 'DEADLINE_EXCEEDED')) return error;
-  const why = isError(error, 'DEADLINE_EXCEEDED')
-    ? 'the registry is too slow'
-    : 'the registry cannot be reached';
-  return new KeelsonError('REGISTRY_UNAVAILABLE', `${what}: ${why}`, {
-    cause: error,
-    details: error.details,
-  });
-}
-
-function denied(what: string, status: number, credentials: number, cause?: KeelsonError): KeelsonError {
-  return new KeelsonError('IMAGE_PULL_DENIED', `${what}: the registry refused access (${status})`, {
-    cause,
-    details: { status },
-    hint:
-      credentials === 0
-        ? 'if the image is private, the pod needs an imagePullSecret for this registry; many registries also answer so for images that do not exist'
-        : 'none of the given credentials is accepted: check the imagePullSecrets',
-  });
-}
-
-function headerText(response: HttpResponse, name: string): string | undefined {
-  const value = response.headers[name];
-  return typeof value === 'string' ? value : value?.[0];
-}
-
-/** What a registry says about its refusal (`errors[].message`), short and printable, in brackets; or nothing. */
-async function errorText(response: HttpResponse): Promise<string> {
-  try {
-    const body = await readBody(response.body, 64 << 10, 'error answer');
-    const json = JSON.parse(body.toString('utf8')) as { errors?: { code?: unknown; message?: unknown }[] };
-    const said = json.errors?.[0]?.message ?? json.errors?.[0]?.code;
-    if (typeof said !== 'string') return '';
-    return ` (${said.replace(/[^\x20-\x7e]/g, '?').slice(0, 200)})`;
-  } catch {
-    return '';
   }
 }

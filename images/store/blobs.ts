@@ -10,8 +10,9 @@ import { constants, type FileHandle, lstat, mkdir, open, rename, rm } from 'node
 import { join } from 'node:path';
 import type { Database } from '../../runtime/host/database.ts';
 import { errnoOf, isError, KeelsonError } from '../../runtime/host/errors.ts';
-import { ensureFolder, listFolder, syncFolder } from '../../runtime/host/files.ts';
+import { listFolder, syncFolder } from '../../runtime/host/files.ts';
 import type { Logger } from '../../runtime/host/log.ts';
+import { clearWay, ensureStoreFolder } from './start.ts';
 
 export interface KeptBlob {
   /** `sha256:…` or `sha512:…` of the bytes as they came. */
@@ -60,7 +61,8 @@ const algorithms = ['sha256', 'sha512'];
 export async function openBlobs(db: Database, stateDir: string, log: Logger): Promise<Blobs> {
   db.migrate('blobs', schema);
   const root = join(stateDir, 'blobs');
-  await ensureFolder(root, 0o700);
+  await ensureStoreFolder(root);
+  await Promise.all(algorithms.map((algorithm) => clearWay(join(root, algorithm))));
   const sql = db.statement;
   const read = (row: Record<string, unknown> | undefined): KeptBlob | undefined =>
     row && {

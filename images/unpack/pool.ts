@@ -14,7 +14,7 @@ import { makeRing, type Ring, stop } from './ring.ts';
 import { mapOf } from './tar_map.ts';
 
 export interface UnpackPool {
-  /** Starts a thread where none runs, so that it is there when the first layer comes. */
+  /** Starts a thread where none runs, so that it is there when the first layer comes. Resolves when it is ready. */
   warm(): Promise<void>;
   /**
    * Begins to unpack a layer into the empty `folder`, and its map (tar_map.ts) into the new file beside it, `mapOf(folder)`.
@@ -60,6 +60,8 @@ type Kind = 'decode' | 'create' | 'write';
 
 interface Thread {
   readonly worker: Worker;
+  /** Ends it, once it is loaded: a native library that is stopped while it loads takes the whole process with it. */
+  readonly end: () => Promise<void>;
   readonly kind: Kind;
   readonly jobs: Map<number, (message: FromThread | { type: 'gone'; reason: string }) => void>;
   cancelIdle: () => void;
@@ -88,7 +90,15 @@ export function makeUnpackPool(options: UnpackPoolOptions): UnpackPool {
       trackUnmanagedFds: false,
       resourceLimits: { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 256 },
     });
-    const thread: Thread = { worker, kind, jobs: new Map(), cancelIdle: () => {} };
+    const loaded = new Promise<void>((resolve) => {
+      worker.once('message', () => resolve());
+      worker.once('exit', () => resolve());
+    });
+    const end = async () => {
+      await loaded;
+      await worker.terminate();
+    };
+    const thread: Thread = { worker, end, kind, jobs: new Map(), cancelIdle: () => {} };
     threads.add(thread);
     worker.on('message', (message: FromThread) => thread.jobs.get(message.id)?.(message));
     let reason = 'it ended';
@@ -109,7 +119,7 @@ export function makeUnpackPool(options: UnpackPoolOptions): UnpackPool {
     if (thread.jobs.size > 0 || !threads.has(thread)) return;
     thread.cancelIdle = clock.after(idleMs, () => {
       threads.delete(thread);
-      void thread.worker.terminate();
+      void thread.end();
     });
   };
   const leastBusy = (kind: Kind, compressedSize: number): Thread => {
@@ -131,7 +141,9 @@ export function makeUnpackPool(options: UnpackPoolOptions): UnpackPool {
   return {
     async warm() {
       await warmPool();
-      if (![...threads].some(({ kind }) => kind === 'create')) start('create');
+      if ([...threads].some(({ kind }) => kind === 'create')) return;
+      const { worker } = start('create');
+      await Promise.race([once(worker, 'message'), once(worker, 'exit')]);
     },
     async begin(folder, compressedSize, algorithm) {
       await warmPool();
@@ -165,10 +177,10 @@ export function makeUnpackPool(options: UnpackPoolOptions): UnpackPool {
     async close() {
       closed = true;
       await Promise.all(
-        [...threads].map(async ({ worker, cancelIdle }) => {
+        [...threads].map(async ({ worker, end, cancelIdle }) => {
           cancelIdle();
           const exited = once(worker, 'exit');
-          await worker.terminate();
+          await end();
           await exited;
         }),
       );
@@ -243,6 +255,8 @@ function unpacking(options: {
         // A layer in one thread has been forgotten there.
         if (ring === undefined) left(thread);
         else stopAll();
+        return;
+      case 'ready':
         return;
       case 'failed':
         failed(new KeelsonError(message.code, message.message, { hint: message.hint }));

@@ -51,6 +51,8 @@ export interface Unpacked {
 }
 
 export type FromThread =
+  /** The first message: all code is loaded. */
+  | { type: 'ready'; id: 0 }
   /** These data have been worked off: as many may be sent, in the same memory. */
   | { type: 'taken'; id: number; bytes: Uint8Array<ArrayBuffer> }
   | { type: 'done'; id: number; result: Unpacked }

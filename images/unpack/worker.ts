@@ -44,3 +44,4 @@ port.on('message', (message: ToThread) => {
   };
   jobs.set(id, makers[message.part](message, { jail, send, fail, forget: () => jobs.delete(id) }));
 });
+send({ type: 'ready', id: 0 });

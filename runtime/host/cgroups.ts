@@ -35,8 +35,14 @@ export interface Cgroups {
   children(path: string): Promise<string[]>;
   /** KILL to every process in the group and below, until none is left or two seconds have passed. */
   kill(path: string): Promise<void>;
+  /** Processes in the group and below, as this PID namespace numbers them; none where it is gone. */
+  processes(path: string): Promise<number[]>;
   /** How often the kernel killed a process of the group for want of memory; 0 where it cannot be known. */
   oomKills(path: string): Promise<number>;
+  /** A file of the group, of v1 in the hierarchy of `controller`; undefined where there is none. */
+  read(path: string, controller: string, file: string): Promise<string | undefined>;
+  /** Throws SYSCALL_FAILED. */
+  write(path: string, controller: string, file: string, value: string): Promise<void>;
 }
 
 const busyWaits = [1, 2, 4, 8, 16, 32, 64, 128, 250, 500, 1000];
@@ -122,7 +128,10 @@ function unified(root: string): Cgroups {
       }
       await killAll(folder);
     },
+    processes: (path) => processesOf(root + below(path)),
     oomKills: async (path) => counter(`${root}${below(path)}/memory.events`),
+    read: async (path, _, file) => content(`${root}${below(path)}/${fileName(file)}`),
+    write: async (path, _, file, value) => put(`${root}${below(path)}/${fileName(file)}`, value),
   };
 }
 
@@ -191,8 +200,16 @@ function hierarchies(root: string): Cgroups {
       const name = folderOf('pids') ?? folderOf('memory') ?? folders[0];
       if (name !== undefined) await killAll(`${root}/${name}${clean}`);
     },
+    async processes(path) {
+      const name = folderOf('pids') ?? folderOf('memory') ?? folders[0];
+      return name === undefined ? [] : processesOf(`${root}/${name}${below(path)}`);
+    },
     oomKills: async (path) =>
       counter(`${root}/${folderOf('memory') ?? 'memory'}${below(path)}/memory.oom_control`),
+    read: async (path, controller, file) =>
+      content(`${root}/${folderOf(controller) ?? controller}${below(path)}/${fileName(file)}`),
+    write: async (path, controller, file, value) =>
+      put(`${root}/${folderOf(controller) ?? controller}${below(path)}/${fileName(file)}`, value),
   };
 }
 
@@ -201,6 +218,15 @@ function below(path: string): string {
   const clean = cleanCgroupPath(path);
   if (clean === '/') throw new KeelsonError('INVALID_ARGUMENT', 'the root of the cgroup tree is not ours');
   return clean;
+}
+
+function fileName(file: string): string {
+  if (/^[\w.]+$/.test(file)) return file;
+  throw new KeelsonError('INVALID_ARGUMENT', `${JSON.stringify(file)} is no file of a cgroup`);
+}
+
+async function content(file: string): Promise<string | undefined> {
+  return readFile(file, 'utf8').catch(() => undefined);
 }
 
 async function groupsIn(folder: string): Promise<string[]> {
@@ -237,7 +263,8 @@ async function makeCpuset(root: string, path: string): Promise<void> {
 
 async function put(file: string, value: string): Promise<void> {
   try {
-    await writeFile(file, value);
+    // An empty text would be no write at all.
+    await writeFile(file, value === '' ? '\n' : value);
   } catch (error) {
     throw failure(`cannot write ${value.trim()} to ${file}`, error);
   }

@@ -2,6 +2,7 @@
  * The system calls that Node.js lacks, through koffi. The only file that loads koffi.
  * All of them are synchronous and short, and act on the calling thread.
  */
+import { closeSync, openSync } from 'node:fs';
 import koffi from 'koffi';
 import { KeelsonError } from './errors.ts';
 
@@ -26,6 +27,7 @@ const c = {
   chroot: libc.func('int chroot(const char *path)'),
   fchdir: libc.func('int fchdir(int fd)'),
   flock: libc.func('int flock(int fd, int operation)'),
+  fcntl: libc.func('int fcntl(int fd, int command, long argument)'),
   utimensat: libc.func('int utimensat(int dirfd, const char *path, uintptr_t times, int flags)'),
   futimens: libc.func('int futimens(int fd, uintptr_t times)'),
   fsetxattr: libc.func('int fsetxattr(int fd, const char *name, const void *value, size_t size, int flags)'),
@@ -33,6 +35,14 @@ const c = {
   ioctl: libc.func('int ioctl(int fd, unsigned long request, _Inout_ void *argument)'),
   close: libc.func('int close(int fd)'),
   pipe2: libc.func('int pipe2(_Out_ void *ends, int flags)'),
+  // The C library's own wrappers are young (glibc 2.36); the numbers are the same on all processors.
+  openTree: libc.func('syscall', 'long', ['long', 'int', 'const char *', 'unsigned int']),
+  mountSetattr: libc.func('syscall', 'long', [
+    ...['long', 'int', 'const char *', 'unsigned int', 'const void *', 'size_t'],
+  ]),
+  moveMount: libc.func('syscall', 'long', [
+    ...['long', 'int', 'const char *', 'int', 'const char *', 'unsigned int'],
+  ]),
   waitpid: libc.func('int waitpid(int pid, _Out_ int *status, int options)'),
   posix_spawnp: libc.func(
     'int posix_spawnp(_Out_ int *pid, const char *file, void *actions, void *attributes, const char **argv, const char **envp)',
@@ -119,6 +129,47 @@ export function mount(
   check(c.mount(source, target, type, flags, data), `mount ${type ?? source ?? ''} on ${target}`);
 }
 
+/**
+ * Mounts the folder `source` (that mount only) at `target`, read-only, with ids as the user namespace at the path
+ * `userNamespace` sees them (mount_setattr(2), "ID-mapped mounts"; Linux 5.12).
+ */
+export function mountShifted(source: string, target: string, userNamespace: string): void {
+  const OPEN_TREE = 428;
+  const MOVE_MOUNT = 429;
+  const MOUNT_SETATTR = 442;
+  const AT_FDCWD = -100;
+  const OPEN_TREE_CLONE_CLOEXEC = 1 | 0o2000000;
+  const AT_EMPTY_PATH = 0x1000;
+  const MOVE_MOUNT_F_EMPTY_PATH = 4;
+  const MOUNT_ATTR_RDONLY = 1n;
+  const MOUNT_ATTR_IDMAP = 0x100000n;
+  const namespace = openSync(userNamespace, 'r');
+  try {
+    const tree = check(
+      Number(c.openTree(OPEN_TREE, AT_FDCWD, source, OPEN_TREE_CLONE_CLOEXEC)),
+      `open_tree ${source}`,
+    );
+    try {
+      // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
+      const attributes = Buffer.from(
+        new BigUint64Array([MOUNT_ATTR_RDONLY | MOUNT_ATTR_IDMAP, 0n, 0n, BigInt(namespace)]).buffer,
+      );
+      check(
+        Number(c.mountSetattr(MOUNT_SETATTR, tree, '', AT_EMPTY_PATH, attributes, attributes.length)),
+        `shift the ids of ${source}`,
+      );
+      check(
+        Number(c.moveMount(MOVE_MOUNT, tree, '', AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH)),
+        `mount ${source} on ${target}`,
+      );
+    } finally {
+      c.close(tree);
+    }
+  } finally {
+    closeSync(namespace);
+  }
+}
+
 /** umount2(2). Returns false where nothing was mounted at `target` (EINVAL) or `target` is gone (ENOENT). */
 export function unmount(target: string, flags: number = umountFlags.NOFOLLOW): boolean {
   if (c.umount2(target, flags) === 0) return true;
@@ -161,13 +212,21 @@ export function setXattr(path: SyscallPath, name: string, value: Buffer): void {
   check(c.lsetxattr(terminated(path), name, value, value.length, 0), `set ${name} on ${path}`);
 }
 
+const xattrValue = Buffer.alloc(65536);
+
 /** lgetxattr(2): the value, or undefined where the attribute (or the file system's support) is absent. */
-export function getXattr(path: string, name: string): Buffer | undefined {
-  const value = Buffer.alloc(65536);
-  const size = Number(c.lgetxattr(path, name, value, value.length));
-  if (size >= 0) return Buffer.from(value.subarray(0, size));
+export function getXattr(path: SyscallPath, name: string): Buffer | undefined {
+  const value = readXattr(path, name);
+  return value === 'unsupported' ? undefined : value;
+}
+
+/** lgetxattr(2) that tells a file system without such attributes from a file without this one. */
+export function readXattr(path: SyscallPath, name: string): Buffer | undefined | 'unsupported' {
+  const size = Number(c.lgetxattr(terminated(path), name, xattrValue, xattrValue.length));
+  if (size >= 0) return Buffer.from(xattrValue.subarray(0, size));
   const errno = errorNames.get(koffi.errno());
-  if (errno === 'ENODATA' || errno === 'ENOTSUP' || errno === 'EOPNOTSUPP') return undefined;
+  if (errno === 'ENODATA') return undefined;
+  if (errno === 'ENOTSUP' || errno === 'EOPNOTSUPP') return 'unsupported';
   throw new KeelsonError('SYSCALL_FAILED', `get ${name} of ${path}: ${errno}`, { details: { errno } });
 }
 
@@ -200,6 +259,24 @@ export function tryLock(fd: number): boolean {
   const name = errorNames.get(koffi.errno());
   if (name === 'EWOULDBLOCK' || name === 'EAGAIN') return false;
   throw new KeelsonError('SYSCALL_FAILED', `flock: ${name}`, { details: { errno: name } });
+}
+
+/**
+ * Whether some process has the file of `fd` (opened for reading only) open for writing: it would be in the way of a read
+ * lease, fcntl(2), which is given back at once. False where the file system knows no leases.
+ */
+export function hasWriter(fd: number): boolean {
+  const F_SETSIG = 10;
+  const F_SETLEASE = 1024;
+  const [F_RDLCK, F_UNLCK] = [0, 2];
+  const SIGURG = 23;
+  // A process that comes to write in between makes the kernel send us a signal, of which the usual one would end us.
+  if (c.fcntl(fd, F_SETSIG, SIGURG) === -1) return false;
+  if (c.fcntl(fd, F_SETLEASE, F_RDLCK) === -1) {
+    return ['EAGAIN', 'EWOULDBLOCK'].includes(errorNames.get(koffi.errno()) ?? '');
+  }
+  c.fcntl(fd, F_SETLEASE, F_UNLCK);
+  return false;
 }
 
 /** utimensat(2) without following links, one time since the epoch for both. */

@@ -3,17 +3,23 @@ import { mkdir, open, realpath, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { ImageForContainer } from '../../images/service.ts';
 import type { ContainerConfig, Mount } from '../api.ts';
+import { injectDevices } from '../cdi/edits.ts';
+import { wantedCdiDevices } from '../cdi/registry.ts';
 import type { Context } from '../context.ts';
 import { slicePath } from '../host/cgroups.ts';
 import { abortError, errnoOf, KeelsonError } from '../host/errors.ts';
-import { makeImageVolumes, mountRootfs } from '../rootfs.ts';
+import { type LayerIds, makeImageVolumes, mountRootfs } from '../rootfs.ts';
 import { wantedNamespaces } from '../sandbox_config.ts';
-import { pinPaths } from '../sandbox_namespaces.ts';
+import { joinedPins } from '../sandbox_namespaces.ts';
+import { confine } from '../security/confinement.ts';
+import { levelFor } from '../security/selinux.ts';
+import { outsideId } from '../security/userns.ts';
 import type { SandboxRecord } from '../state.ts';
 import { type Monitored, startMonitor } from './conmon.ts';
 import { hostDevices, wantedDevices } from './devices.ts';
+import { declaredVolumes, mountImageVolumes, openForGroup } from './image_mounts.ts';
 import { planMounts, readMounts, type SandboxFiles } from './mounts.ts';
-import { containerCgroup, containerSpec, type JoinedNamespaces } from './spec.ts';
+import { capabilitiesOf, containerCgroup, containerSpec, type JoinedNamespaces } from './spec.ts';
 import { type ResolvedUser, readAccounts, resolveUser } from './user.ts';
 
 /** Absolute path of a container's log; undefined where the sandbox wants none. Pure. */
@@ -42,21 +48,72 @@ export async function createInBundle(
   const { security } = config.linux;
   const privileged = security.privileged ?? false;
   const logPath = logPathOf(sandbox, config);
-  const [wanted, devices] = await allSettled([
-    Promise.all(config.mounts.map(prepareSource)),
+  const runtime = programs.runtimeFor(sandbox.handler);
+  const capabilities = capabilitiesOf(config, host);
+  const namespaces = joinedNamespaces(context, sandbox, config);
+  const ids = namespaces.user && layerIds(namespaces.user);
+  const cdiNames = wantedCdiDevices(config.cdiDevices ?? [], config.annotations);
+  const features = await runtime.features();
+  if (ids !== undefined && !features.idmap) throw noUserNamespaces(sandbox.handler);
+  const ofPod = sandbox.config.linux.security.selinux;
+  const labels = context.selinux.labelsFor(security.selinux ?? ofPod, privileged, levelFor(sandbox.id));
+  const view = { ids, label: labels?.mount };
+  const [mounts, devices, confinement, cdi] = await allSettled([
+    mountImageVolumes(context, places, id, config.mounts, view).then((ready) =>
+      Promise.all(ready.map(prepareSource)),
+    ),
     privileged ? hostDevices() : wantedDevices(config.devices ?? []),
-    mountRootfs(places, image.layers),
+    confine(
+      context,
+      {
+        ...security,
+        privileged,
+        selinux: security.selinux ?? ofPod,
+        capabilities: capabilities.all,
+      },
+      features,
+      sandbox.id,
+    ),
+    context.cdi.resolve(cdiNames),
+    mountRootfs(places, image.layers, view),
     logPath === undefined ? undefined : makeLog(logPath),
   ]);
+  if (namespaces.user !== undefined) {
+    await openForGroup(
+      [folders.runDir, folders.bundles],
+      [places.bundle],
+      outsideId(namespaces.user.gids, 0),
+    );
+  }
   const accounts = await readAccounts(places.rootfs);
-  if (image.config.Volumes.length > 0) await makeImageVolumes(places.rootfs, image.config.Volumes);
+  let wanted: readonly Mount[] = mounts;
+  const { Volumes } = image.config;
+  if (Volumes.length > 0) {
+    await makeImageVolumes(places.rootfs, Volumes);
+    if (security.readonlyRootfs) {
+      wanted = [...mounts, ...(await declaredVolumes(places.rootfs, Volumes, mounts))];
+    }
+  }
+  const files = sandboxFiles(context, sandbox);
+  if (labels !== undefined) {
+    const asked = mounts.filter(({ selinuxRelabel, image: of }) => selinuxRelabel && of === undefined);
+    const shared = wantedNamespaces(sandbox.config).ipc ? [files.shm] : [];
+    for (const path of [
+      files.resolvConf,
+      files.hostname,
+      ...shared,
+      ...asked.map(({ hostPath }) => hostPath),
+    ]) {
+      await context.selinux.relabel(await realpath(path), labels.mount);
+    }
+  }
   const user = resolveUser(
     { ...security, policy: security.supplementalGroupsPolicy, imageUser: image.config.User },
     accounts,
   );
   const { metadata } = sandbox.config;
   const driver = context.cgroupDriver;
-  const spec = containerSpec({
+  const plain = containerSpec({
     sandbox: {
       id: sandbox.id,
       name: metadata.name,
@@ -69,17 +126,20 @@ export async function createInBundle(
     user,
     rootfs: places.rootfs,
     cgroupsPath: containerCgroup(driver, sandbox.config.linux.cgroupParent, id, slicePath).cgroupsPath,
-    namespaces: joinedNamespaces(context, sandbox, config),
+    namespaces,
     mountPlan: planMounts({
       wanted,
-      files: sandboxFiles(context, sandbox),
+      files,
       privileged,
       readonlyRootfs: security.readonlyRootfs ?? false,
       hostMounts: wanted.some(({ propagation }) => propagation !== 'private') ? readMounts() : [],
+      features,
     }),
     devices,
     host,
+    confinement,
   });
+  const spec = cdi.length === 0 ? plain : await injectDevices(plain, cdi);
   await writeFile(join(places.bundle, 'config.json'), JSON.stringify(spec), { mode: 0o600 });
   const monitored = await startMonitor(
     programs.conmon(),
@@ -94,7 +154,7 @@ export async function createInBundle(
       stdin: config.stdin ?? false,
       stdinOnce: config.stdinOnce ?? false,
       systemdCgroup: driver === 'systemd',
-      runtime: programs.runtimeFor(sandbox.handler),
+      runtime,
     },
     signal,
   );
@@ -109,7 +169,7 @@ function joinedNamespaces(
   config: ContainerConfig,
 ): JoinedNamespaces {
   const folder = folders.sandbox(sandbox.id);
-  const pins = pinPaths(folder, wantedNamespaces(sandbox.config));
+  const pins = joinedPins(folder, wantedNamespaces(sandbox.config));
   const { pid, targetId } = config.linux.security.namespaces;
   if (pid === 'node') return { ...pins, pid: 'host' };
   if (pid === 'container') return { ...pins, pid: 'own' };
@@ -130,6 +190,19 @@ function joinedNamespaces(
   return { ...pins, pid: { path: `/proc/${target.init.pid}/ns/pid` } };
 }
 
+function layerIds({ path, uids, gids }: NonNullable<JoinedNamespaces['user']>): LayerIds {
+  return { namespace: path, uids, gids };
+}
+
+/** Of a handler whose runtime cannot do what pods with user namespaces need. */
+export function noUserNamespaces(handler: string): KeelsonError {
+  return new KeelsonError(
+    'CONTAINER_CONFIG_INVALID',
+    `user namespaces are not supported by the runtime handler ${handler || 'runc'}`,
+    { hint: 'they take runc 1.2 or crun 1.9, and Linux 5.19' },
+  );
+}
+
 function sandboxFiles({ folders }: Context, sandbox: SandboxRecord): SandboxFiles {
   const folder = folders.sandbox(sandbox.id);
   return {
@@ -145,6 +218,7 @@ function sandboxFiles({ folders }: Context, sandbox: SandboxRecord): SandboxFile
  */
 async function prepareSource(mount: Mount): Promise<Mount> {
   const { hostPath } = mount;
+  if (mount.image !== undefined) return mount;
   if (!hostPath.startsWith('/') || hostPath.includes('\0')) return mount;
   try {
     await stat(hostPath);

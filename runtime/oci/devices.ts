@@ -2,7 +2,7 @@
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { KeelsonError } from '../host/errors.ts';
-import type { OciDevice } from './spec.ts';
+import type { OciDevice } from './config.ts';
 
 export type GrantedDevice = OciDevice & { readonly access: string };
 
@@ -60,7 +60,8 @@ async function devicesBelow(folder: string, place: string): Promise<OciDevice[]>
   return lists.flat();
 }
 
-async function deviceAt(hostPath: string, place: string): Promise<OciDevice | undefined> {
+/** The device node at `hostPath`, links followed, as it is to be at `place`; undefined where there is none. */
+export async function deviceAt(hostPath: string, place: string): Promise<OciDevice | undefined> {
   const info = await stat(hostPath, { bigint: true }).catch(() => undefined);
   const type = info?.isCharacterDevice() ? 'c' : info?.isBlockDevice() ? 'b' : undefined;
   if (info === undefined || type === undefined) return undefined;

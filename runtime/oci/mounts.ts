@@ -3,14 +3,8 @@ import { readFileSync } from 'node:fs';
 import { posix } from 'node:path';
 import type { Mount } from '../api.ts';
 import { KeelsonError } from '../host/errors.ts';
-
-/** runtime-spec config.json, `mounts`. */
-export interface OciMount {
-  readonly destination: string;
-  readonly type: string;
-  readonly source: string;
-  readonly options: readonly string[];
-}
+import { idMappings, type OciMount } from './config.ts';
+import type { OciFeatures } from './features.ts';
 
 /** A line of /proc/<pid>/mountinfo (proc_pid_mountinfo(5)). */
 export interface MountPoint {
@@ -68,7 +62,8 @@ export interface MountPlan {
 /**
  * The mounts of a container in order: the system's own, the sandbox's files, then the wanted ones, shallow before deep.
  * A wanted mount replaces a default one at the same place (a wanted /dev also those below it), as in containerd.
- * Pure. Throws CONTAINER_CONFIG_INVALID for places that are not absolute and for propagation that the host side lacks.
+ * Pure. Throws CONTAINER_CONFIG_INVALID for places that are not absolute, for propagation that the host side lacks and for
+ * what the runtime cannot do (RROUnsupported).
  */
 export function planMounts(options: {
   readonly wanted: readonly Mount[];
@@ -76,8 +71,9 @@ export function planMounts(options: {
   readonly privileged: boolean;
   readonly readonlyRootfs: boolean;
   readonly hostMounts: readonly MountPoint[];
+  readonly features: Pick<OciFeatures, 'recursiveReadonly' | 'idmap'>;
 }): MountPlan {
-  const { wanted, files, privileged, readonlyRootfs, hostMounts } = options;
+  const { wanted, files, privileged, readonlyRootfs, hostMounts, features } = options;
   const places = new Set<string>();
   for (const { containerPath, hostPath } of wanted) {
     for (const [what, path] of [
@@ -123,19 +119,26 @@ export function planMounts(options: {
     !places.has(destination) && !(places.has('/dev') && destination.startsWith('/dev/'));
   let rootfsPropagation: MountPlan['rootfsPropagation'];
   const binds = wanted.map((mount): OciMount => {
-    const access = mount.readonly ? 'ro' : 'rw';
+    const { uidMappings = [], gidMappings = [] } = mount;
+    const mapped = uidMappings.length > 0 || gidMappings.length > 0;
+    if (mapped) checkMappings(mount, features.idmap);
     const host = mountOf(clean(mount.hostPath), hostMounts);
+    let travels = 'rprivate';
     if (mount.propagation === 'bidirectional') {
       if (!host?.shared) throw notPropagated(mount, host, 'shared');
       rootfsPropagation = 'rshared';
-      return bind(clean(mount.containerPath), mount.hostPath, [access, 'rshared']);
-    }
-    if (mount.propagation === 'host-to-container') {
+      travels = 'rshared';
+    } else if (mount.propagation === 'host-to-container') {
       if (!host?.shared && !host?.slave) throw notPropagated(mount, host, 'shared or slave');
       rootfsPropagation ??= 'rslave';
-      return bind(clean(mount.containerPath), mount.hostPath, [access, 'rslave']);
+      travels = 'rslave';
     }
-    return bind(clean(mount.containerPath), mount.hostPath, [access, 'rprivate']);
+    const more = mountOptions(mount);
+    const access = accessOf(mount, features.recursiveReadonly);
+    return {
+      ...bind(clean(mount.containerPath), mount.hostPath, [access, travels, ...more]),
+      ...(mapped ? { uidMappings: idMappings(uidMappings), gidMappings: idMappings(gidMappings) } : {}),
+    };
   });
   const depth = ({ destination }: OciMount) => (destination === '/' ? 0 : destination.split('/').length);
   return {
@@ -145,6 +148,51 @@ export function planMounts(options: {
     ],
     rootfsPropagation,
   };
+}
+
+function accessOf(mount: Mount, recursiveReadonly: boolean): 'ro' | 'rw' | 'rro' {
+  if (!mount.recursiveReadonly) return mount.readonly ? 'ro' : 'rw';
+  if (!mount.readonly) throw invalid(`the recursive read-only mount ${mount.containerPath} is not read-only`);
+  if (mount.propagation !== 'private') {
+    throw invalid(
+      `the recursive read-only mount ${mount.containerPath} must not propagate (${mount.propagation})`,
+    );
+  }
+  if (recursiveReadonly) return 'rro';
+  throw invalid(
+    // The kubelet knows it by its first word.
+    `RROUnsupported: the runtime handler does not support recursive read-only mounts (${mount.hostPath})`,
+    'it takes Linux 5.12 and runc 1.1 or crun 1.8.6',
+  );
+}
+
+const knownOptions = new Set([
+  'noexec',
+  'nodev',
+  'nosuid',
+  'noatime',
+  'nodiratime',
+  'relatime',
+  'nosymfollow',
+]);
+
+function mountOptions({ mountOptions: options = [], containerPath }: Mount): readonly string[] {
+  const unknown = options.find((option) => !knownOptions.has(option));
+  if (unknown === undefined) return options;
+  throw invalid(
+    `mount option ${JSON.stringify(unknown)} of ${containerPath} is not one of ${[...knownOptions].join(', ')}`,
+  );
+}
+
+function checkMappings({ containerPath, uidMappings = [], gidMappings = [] }: Mount, idmap: boolean): void {
+  if (uidMappings.length === 0 || gidMappings.length === 0) {
+    throw invalid(`the idmapped mount ${containerPath} needs mappings of users and of groups`);
+  }
+  if (idmap) return;
+  throw invalid(
+    `the runtime handler does not support idmapped mounts (${containerPath})`,
+    'it takes runc 1.2 or crun 1.9, and Linux 5.19',
+  );
 }
 
 function bind(destination: string, source: string, options: readonly string[]): OciMount {

@@ -34,6 +34,7 @@ export function processArgs(
       },
     );
   }
+  checkSize(all, 'the command');
   const broken = all.find((arg) => arg.includes('\0'));
   if (broken !== undefined) {
     throw new KeelsonError('CONTAINER_CONFIG_INVALID', 'an argument of the command contains a NUL byte');
@@ -58,7 +59,31 @@ export function environment(config: ContainerConfig, image: ImageDefaults, hostn
     }
     put(`${key}=${value}`);
   }
-  return [...values.values()];
+  const all = [...values.values()];
+  checkSize(all, 'the environment');
+  return all;
+}
+
+/**
+ * What no kernel takes is refused before anything starts (execve(2), "Limits on size of arguments and environment").
+ * Throws CONTAINER_CONFIG_INVALID.
+ */
+export function checkSize(texts: readonly string[], what: string): void {
+  const maxText = 128 << 10;
+  const maxAll = 6 << 20;
+  let all = 0;
+  for (const text of texts) {
+    // Each has a NUL at its end, and a pointer to it.
+    const size = Buffer.byteLength(text) + 1;
+    all += size + 8;
+    if (size > maxText || all > maxAll) {
+      throw new KeelsonError(
+        'CONTAINER_CONFIG_INVALID',
+        `${what} is too long: ${size > maxText ? 'one part has more than 128 KiB' : 'all of it has more than 6 MiB'}`,
+        { hint: 'put long content into a file, such as a ConfigMap that is mounted' },
+      );
+    }
+  }
 }
 
 /** Throws CONTAINER_CONFIG_INVALID for one that is not absolute. */

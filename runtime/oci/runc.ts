@@ -6,12 +6,15 @@ import type { ExecSyncResult } from '../api.ts';
 import { describe, isError, KeelsonError } from '../host/errors.ts';
 import { type ExecResult, exec } from '../host/exec.ts';
 import { identify, readPidFile, signalProcess } from '../processes.ts';
+import { noFeatures, type OciFeatures, parseFeatures } from './features.ts';
 
 export interface OciRuntime {
   /** Absolute path of the program. */
   readonly path: string;
   /** The options before the verb that conmon must pass on, too. */
   readonly globalArgs: readonly string[];
+  /** Asked once; a runtime that does not answer has none. */
+  features(): Promise<OciFeatures>;
   /** The options before the verb of every call that keelson itself makes. */
   readonly callArgs: readonly string[];
   /** Lets the created container's process go. Throws CONTAINER_START_FAILED. */
@@ -20,6 +23,8 @@ export interface OciRuntime {
   runDetached(id: string, bundle: string, pidFile: string, signal?: AbortSignal): Promise<void>;
   /** `created`, `running`, `stopped`…; undefined where the runtime does not know `id`. */
   state(id: string): Promise<string | undefined>;
+  /** Sets the limits in `resourcesFile` (runtime-spec's `linux.resources`). Throws FAILED_PRECONDITION. */
+  update(id: string, resourcesFile: string, signal?: AbortSignal): Promise<void>;
   /** Removes what the runtime keeps of `id`, and its cgroup; kills what runs. No error where there is nothing. */
   remove(id: string): Promise<void>;
   /**
@@ -50,9 +55,31 @@ export function makeOciRuntime(options: {
   const withDriver = systemdCgroup ? [...globalArgs, '--systemd-cgroup'] : globalArgs;
   const call = (args: readonly string[], signal?: AbortSignal): Promise<ExecResult> =>
     exec(path, [...withDriver, ...args], { deadlineMs: callDeadlineMs, signal });
+  let asked: Promise<OciFeatures> | undefined;
   return {
     path,
     globalArgs,
+    features() {
+      asked ??= exec(path, ['features'], { deadlineMs: callDeadlineMs, okCodes: 'any' }).then(
+        ({ stdout }) => parseFeatures(stdout.toString('utf8')),
+        () => {
+          // It could not be run at all: that may change.
+          asked = undefined;
+          return noFeatures;
+        },
+      );
+      return asked;
+    },
+    async update(id, resourcesFile, signal) {
+      try {
+        await call(['update', '--resources', resourcesFile, id], signal);
+      } catch (error) {
+        if (isError(error, 'ABORTED', 'DEADLINE_EXCEEDED')) throw error;
+        throw new KeelsonError('FAILED_PRECONDITION', `cannot update the container: ${runtimeWords(error)}`, {
+          cause: error,
+        });
+      }
+    },
     callArgs: withDriver,
     async start(id, signal) {
       try {

@@ -70,19 +70,28 @@ export function capabilitiesIn(hexMask: string): string[] {
   return capabilityNames.filter((_, bit) => (mask >> BigInt(bit)) & 1n);
 }
 
+export interface Capabilities {
+  /** Sorted, with CAP_. */
+  readonly all: readonly string[];
+  /** Those of `all` that stay when the process is not root or gives that up. */
+  readonly ambient: readonly string[];
+}
+
 /**
- * The capabilities of a container, sorted, with CAP_. `ALL` is taken first, then names are added, then dropped, as in
- * containerd. `own` are those that this process has: `ALL` and privileged cannot give more.
+ * The capabilities of a container. `ALL` is taken first, then names are added, then dropped, as in containerd; ambient
+ * ones are added like others. `own` are those that this process has: `ALL` and privileged cannot give more.
  * Throws CONTAINER_CONFIG_INVALID for a name that is none.
  */
 export function containerCapabilities(options: {
   readonly privileged: boolean;
   readonly add: readonly string[];
   readonly drop: readonly string[];
+  readonly addAmbient?: readonly string[];
   readonly own: readonly string[];
-}): string[] {
+}): Capabilities {
   const { privileged, own } = options;
-  const add = options.add.map(plainName);
+  const ambient = (options.addAmbient ?? []).map(plainName);
+  const add = [...options.add.map(plainName), ...ambient];
   const drop = options.drop.map(plainName);
   for (const name of [...add, ...drop]) {
     if (name !== 'ALL' && !(capabilityNames as readonly string[]).includes(name)) {
@@ -98,7 +107,10 @@ export function containerCapabilities(options: {
     for (const name of add) if (name !== 'ALL') names.add(name);
     for (const name of drop) names.delete(name);
   }
-  return [...names].sort().map((name) => `CAP_${name}`);
+  const all = [...names].sort();
+  const kept = ambient.includes('ALL') ? all : all.filter((name) => ambient.includes(name));
+  const spell = (name: string) => `CAP_${name}`;
+  return { all: all.map(spell), ambient: kept.map(spell) };
 }
 
 function plainName(name: string): string {

@@ -6,75 +6,28 @@ import {
   type ContainerConfig,
   defaultMaskedPaths,
   defaultReadonlyPaths,
-  type LinuxContainerResources,
-  type SecurityProfile,
+  type UserNamespace,
 } from '../api.ts';
-import { KeelsonError } from '../host/errors.ts';
-import type { MountPlan, OciMount } from './mounts.ts';
+import { type CgroupFacts, resourceLimits } from '../resources/limits.ts';
+import type { OciSeccomp } from '../security/seccomp.ts';
+import type { SelinuxLabels } from '../security/selinux.ts';
+import { type DeviceRule, idMappings, type OciDevice, type OciSpec } from './config.ts';
+import type { MountPlan } from './mounts.ts';
 import { defaultPath, environment, type ImageDefaults, processArgs, workingDir } from './process.ts';
-import { clampOomScore, containerCapabilities } from './security.ts';
+import { type Capabilities, clampOomScore, containerCapabilities } from './security.ts';
 import type { ResolvedUser } from './user.ts';
 
-export interface OciDevice {
-  readonly path: string;
-  readonly type: 'b' | 'c';
-  readonly major: number;
-  readonly minor: number;
-  readonly fileMode?: number;
-  readonly uid?: number;
-  readonly gid?: number;
-}
-
-interface DeviceRule {
-  readonly allow: boolean;
-  readonly type?: 'a' | 'b' | 'c';
-  readonly major?: number;
-  readonly minor?: number;
-  readonly access: string;
-}
-
-/** The part of runtime-spec's config.json that is used here. */
-export interface OciSpec {
-  readonly ociVersion: string;
-  readonly process: {
-    readonly terminal: boolean;
-    readonly user: { readonly uid: number; readonly gid: number; readonly additionalGids: readonly number[] };
-    readonly args: readonly string[];
-    readonly env: readonly string[];
-    readonly cwd: string;
-    readonly capabilities: {
-      readonly bounding: readonly string[];
-      readonly effective: readonly string[];
-      readonly permitted: readonly string[];
-    };
-    readonly noNewPrivileges: boolean;
-    readonly oomScoreAdj?: number;
-  };
-  readonly root: { readonly path: string; readonly readonly: boolean };
-  readonly mounts: readonly OciMount[];
-  readonly annotations: Readonly<Record<string, string>>;
-  readonly linux: {
-    readonly namespaces: readonly { readonly type: string; readonly path?: string }[];
-    readonly cgroupsPath: string;
-    readonly resources: Readonly<Record<string, unknown>>;
-    readonly devices: readonly OciDevice[];
-    readonly maskedPaths: readonly string[];
-    readonly readonlyPaths: readonly string[];
-    readonly rootfsPropagation?: string;
-  };
-}
-
 /** What this process and kernel offer. */
-export interface HostFacts {
+export interface HostFacts extends CgroupFacts {
   /** Without CAP_. */
   readonly capabilities: readonly string[];
   readonly oomScoreAdj: number;
-  readonly cgroupVersion: 1 | 2;
-  /** The hugetlb controller is there. */
-  readonly hugetlb: boolean;
-  /** Swap is accounted for: then a memory limit is one of memory and swap together. */
-  readonly swapLimit: boolean;
+  /** How many files this process may open, and let others open. */
+  readonly openFiles?: number;
 }
+
+/** Programs that close every descriptor they might have take minutes where a service has no limit. */
+const maxOpenFiles = 1 << 20;
 
 /** Paths of namespaces to join; a namespace that is absent is the host's. PID `own`: a new one. */
 export interface JoinedNamespaces {
@@ -82,6 +35,15 @@ export interface JoinedNamespaces {
   readonly ipc?: string;
   readonly uts?: string;
   readonly pid: 'own' | 'host' | { readonly path: string };
+  readonly user?: { readonly path: string } & Pick<UserNamespace, 'uids' | 'gids'>;
+}
+
+/** What the security modules of the kernel are told. */
+export interface Confinement {
+  readonly seccomp?: OciSeccomp;
+  /** Name of a loaded profile. */
+  readonly apparmor?: string;
+  readonly selinux?: SelinuxLabels;
 }
 
 export interface SpecInput {
@@ -102,6 +64,19 @@ export interface SpecInput {
   /** The wanted devices, or for a privileged container all of the host. */
   readonly devices: readonly (OciDevice & { readonly access: string })[];
   readonly host: HostFacts;
+  readonly confinement?: Confinement;
+}
+
+/** Throws CONTAINER_CONFIG_INVALID for a name that is none. */
+export function capabilitiesOf(config: ContainerConfig, host: HostFacts): Capabilities {
+  const { privileged = false, capabilities } = config.linux.security;
+  return containerCapabilities({
+    privileged,
+    add: capabilities?.add ?? [],
+    drop: capabilities?.drop ?? [],
+    addAmbient: capabilities?.addAmbient,
+    own: host.capabilities,
+  });
 }
 
 /** Throws CONTAINER_CONFIG_INVALID for what cannot be run. */
@@ -109,14 +84,8 @@ export function containerSpec(input: SpecInput): OciSpec {
   const { sandbox, config, image, user, mountPlan, host } = input;
   const { security } = config.linux;
   const privileged = security.privileged ?? false;
-  rejectProfile('seccomp', security.seccomp);
-  rejectProfile('AppArmor', security.apparmor);
-  const capabilities = containerCapabilities({
-    privileged,
-    add: security.capabilities?.add ?? [],
-    drop: security.capabilities?.drop ?? [],
-    own: host.capabilities,
-  });
+  const { all, ambient } = capabilitiesOf(config, host);
+  const { seccomp, apparmor, selinux } = input.confinement ?? {};
   const { oomScoreAdj } = config.linux.resources;
   return {
     ociVersion: '1.0.2',
@@ -126,12 +95,15 @@ export function containerSpec(input: SpecInput): OciSpec {
       args: processArgs(config, image),
       env: environment(config, image, sandbox.hostname),
       cwd: workingDir(config.workingDir || image.WorkingDir || '/'),
-      capabilities: { bounding: capabilities, effective: capabilities, permitted: capabilities },
+      capabilities: { bounding: all, effective: all, permitted: all, inheritable: ambient, ambient },
       noNewPrivileges: security.noNewPrivs ?? false,
+      rlimits: openFiles(host),
       oomScoreAdj:
         oomScoreAdj === undefined
           ? undefined
           : clampOomScore(oomScoreAdj, host.oomScoreAdj, host.capabilities),
+      apparmorProfile: apparmor,
+      selinuxLabel: selinux?.process,
     },
     root: { path: input.rootfs, readonly: security.readonlyRootfs ?? false },
     mounts: mountPlan.mounts,
@@ -147,6 +119,7 @@ export function containerSpec(input: SpecInput): OciSpec {
     },
     linux: {
       namespaces: namespaceList(input.namespaces, host.cgroupVersion === 2 && !privileged),
+      ...userMappings(input.namespaces),
       cgroupsPath: input.cgroupsPath,
       resources: {
         ...resourceLimits(config.linux.resources, host),
@@ -156,6 +129,8 @@ export function containerSpec(input: SpecInput): OciSpec {
       maskedPaths: privileged ? [] : (security.maskedPaths ?? defaultMaskedPaths),
       readonlyPaths: privileged ? [] : (security.readonlyPaths ?? defaultReadonlyPaths),
       rootfsPropagation: mountPlan.rootfsPropagation,
+      seccomp,
+      mountLabel: selinux?.mount,
     },
   };
 }
@@ -169,7 +144,9 @@ export function sandboxInitSpec(input: {
   readonly namespaces: Omit<JoinedNamespaces, 'pid'>;
   readonly sandboxId: string;
   readonly host: HostFacts;
+  readonly confinement?: Confinement;
 }): OciSpec {
+  const { seccomp, apparmor, selinux } = input.confinement ?? {};
   return {
     ociVersion: '1.0.2',
     process: {
@@ -182,6 +159,8 @@ export function sandboxInitSpec(input: {
       noNewPrivileges: true,
       // As containerd does for pause containers: with it the whole pod would go.
       oomScoreAdj: clampOomScore(-998, input.host.oomScoreAdj, input.host.capabilities),
+      apparmorProfile: apparmor,
+      selinuxLabel: selinux?.process,
     },
     root: { path: input.rootfs, readonly: true },
     mounts: [
@@ -195,13 +174,27 @@ export function sandboxInitSpec(input: {
     },
     linux: {
       namespaces: namespaceList({ ...input.namespaces, pid: 'own' }, input.host.cgroupVersion === 2),
+      ...userMappings(input.namespaces),
       cgroupsPath: input.cgroupsPath,
       resources: { devices: deviceRules(false, []) },
       devices: [],
       maskedPaths: defaultMaskedPaths,
       readonlyPaths: defaultReadonlyPaths,
+      seccomp,
+      mountLabel: selinux?.mount,
     },
   };
+}
+
+/** Said, not inherited: what a container gets must not depend on how the service was started or what Node.js raised. */
+function openFiles({ openFiles: own }: HostFacts): OciSpec['process']['rlimits'] {
+  if (own === undefined) return undefined;
+  const most = Math.min(own, maxOpenFiles);
+  return [{ type: 'RLIMIT_NOFILE', soft: most, hard: most }];
+}
+
+function userMappings({ user }: Pick<JoinedNamespaces, 'user'>) {
+  return user === undefined ? {} : { uidMappings: idMappings(user.uids), gidMappings: idMappings(user.gids) };
 }
 
 /** The container's cgroup: as config.json names it, and as a path in the tree. `systemd`: parent is a slice. */
@@ -219,24 +212,13 @@ export function containerCgroup(
   return { cgroupsPath: path, path };
 }
 
-/** A profile that the user wrote must not be left out in silence. */
-function rejectProfile(kind: string, profile: SecurityProfile | undefined): void {
-  if (profile?.type !== 'Localhost') return;
-  throw new KeelsonError(
-    'CONTAINER_CONFIG_INVALID',
-    `${kind} profiles of type Localhost are not supported yet`,
-    {
-      hint: `set the ${kind} profile type to RuntimeDefault or Unconfined`,
-    },
-  );
-}
-
 function namespaceList(joined: JoinedNamespaces, ownCgroup: boolean): OciSpec['linux']['namespaces'] {
   const list: { type: string; path?: string }[] = [{ type: 'mount' }];
   if (joined.pid === 'own') list.push({ type: 'pid' });
   else if (joined.pid !== 'host') list.push({ type: 'pid', path: joined.pid.path });
   if (joined.network !== undefined) list.push({ type: 'network', path: joined.network });
   if (joined.ipc !== undefined) list.push({ type: 'ipc', path: joined.ipc });
+  if (joined.user !== undefined) list.push({ type: 'user', path: joined.user.path });
   if (joined.uts !== undefined) list.push({ type: 'uts', path: joined.uts });
   if (ownCgroup) list.push({ type: 'cgroup' });
   return list;
@@ -247,29 +229,12 @@ function deviceRules(privileged: boolean, devices: SpecInput['devices']): Device
   // The runtime adds /dev/null and its like, which every container has.
   return [
     { allow: false, access: 'rwm' },
-    ...devices.map(({ type, major, minor, access }) => ({ allow: true, type, major, minor, access })),
+    ...devices.map(({ type, major, minor, access }) => ({
+      allow: true,
+      type: type === 'b' ? ('b' as const) : ('c' as const),
+      major,
+      minor,
+      access,
+    })),
   ];
-}
-
-function resourceLimits(wanted: LinuxContainerResources, host: HostFacts): Record<string, unknown> {
-  const { cpuShares, cpuQuota, cpuPeriod, cpusetCpus, cpusetMems, memoryLimitBytes, pidsLimit } = wanted;
-  const limits: Record<string, unknown> = {};
-  const cpu = {
-    shares: cpuShares || undefined,
-    quota: cpuQuota || undefined,
-    period: cpuPeriod || undefined,
-    cpus: cpusetCpus || undefined,
-    mems: cpusetMems || undefined,
-  };
-  if (Object.values(cpu).some((value) => value !== undefined)) limits['cpu'] = cpu;
-  if (memoryLimitBytes) {
-    limits['memory'] = { limit: memoryLimitBytes, swap: host.swapLimit ? memoryLimitBytes : undefined };
-  }
-  if (pidsLimit) limits['pids'] = { limit: pidsLimit };
-  const pages = host.hugetlb ? (wanted.hugepageLimits ?? []) : [];
-  if (pages.length > 0) limits['hugepageLimits'] = pages.map(({ pageSize, limit }) => ({ pageSize, limit }));
-  if (host.cgroupVersion === 2 && wanted.unified !== undefined && Object.keys(wanted.unified).length > 0) {
-    limits['unified'] = wanted.unified;
-  }
-  return limits;
 }

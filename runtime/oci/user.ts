@@ -41,6 +41,23 @@ export function resolveUser(wanted: WantedUser, { passwd, group }: Accounts): Re
     gid: id(gid),
     members: members.split(','),
   }));
+  if (wanted.runAsGroup !== undefined && !given) {
+    throw new KeelsonError('CONTAINER_CONFIG_INVALID', 'runAsGroup is given without a user to run as', {
+      hint: 'give runAsUser or runAsUsername, too',
+    });
+  }
+  for (const [field, value] of [
+    ['runAsUser', wanted.runAsUser],
+    ['runAsGroup', wanted.runAsGroup],
+    ...(wanted.supplementalGroups ?? []).map((group) => ['supplementalGroups', group] as const),
+  ] as const) {
+    if (value !== undefined && id(String(value)) === undefined) {
+      throw new KeelsonError('CONTAINER_CONFIG_INVALID', `${field} ${value} is not an id`);
+    }
+  }
+  if (wanted.runAsUser !== undefined && wanted.runAsUsername) {
+    throw new KeelsonError('CONTAINER_CONFIG_INVALID', 'runAsUser and runAsUsername exclude each other');
+  }
   const numeric = id(name);
   // A name made of digits is a number, as everywhere in the container world.
   const user =

@@ -189,3 +189,33 @@ test('v1 limits are set, and set again', { skip: noV1 }, async (t) => {
   assert.equal(await read('pids/pids.max'), 'max');
   await assert.rejects(cgroups.ensure(path, { cpuQuota: 1 }), (error) => isError(error, 'SYSCALL_FAILED'));
 });
+
+for (const version of [1, 2] as const) {
+  test(`files of a v${version} group`, async (t) => {
+    const root = await fake(t);
+    if (version === 2) await writeFile(join(root, 'cgroup.controllers'), 'memory');
+    const folder = version === 2 ? join(root, 'a/b') : join(root, 'cpu,memory/a/b');
+    await mkdir(folder, { recursive: true });
+    if (version === 1) await writeFile(join(root, 'cpu,memory/cgroup.procs'), '');
+    const cgroups = detectCgroups(root);
+    await writeFile(join(folder, 'memory.max'), 'max\n');
+    assert.equal(await cgroups.read('/a/b/', 'memory', 'memory.max'), 'max\n');
+    assert.equal(await cgroups.read('/a/b', 'memory', 'memory.high'), undefined);
+    assert.equal(await cgroups.read('/a/none', 'memory', 'memory.max'), undefined);
+    await cgroups.write('/a/b', 'memory', 'memory.max', '5');
+    assert.equal(await readFile(join(folder, 'memory.max'), 'utf8'), '5');
+    await cgroups.write('/a/b', 'memory', 'memory.max', '');
+    assert.equal(await readFile(join(folder, 'memory.max'), 'utf8'), '\n', 'an empty value is a write, too');
+    for (const file of ['../memory.max', 'a/b', '']) {
+      await assert.rejects(cgroups.read('/a/b', 'memory', file), (error) =>
+        isError(error, 'INVALID_ARGUMENT'),
+      );
+      await assert.rejects(cgroups.write('/a/b', 'memory', file, ''), (error) =>
+        isError(error, 'INVALID_ARGUMENT'),
+      );
+    }
+    await assert.rejects(cgroups.write('/../x', 'memory', 'memory.max', '5'), (error) =>
+      isError(error, 'INVALID_ARGUMENT'),
+    );
+  });
+}

@@ -8,6 +8,10 @@ import { parseImageConfig } from '../../images/config.ts';
 import { parseManifest } from '../../images/manifest.ts';
 import { formatReference, parseReference } from '../../images/reference.ts';
 import { parseChallenges } from '../../images/registry/auth.ts';
+import { parseHostsToml } from '../../images/registry/hosts_toml.ts';
+import { parseNoProxy, parseProxy } from '../../images/registry/proxy.ts';
+import { parseRetryAfter } from '../../images/registry/retry.ts';
+import { tokenOf } from '../../images/registry/token.ts';
 import { parsePax } from '../../images/tar/entries.ts';
 import { makeTarReader } from '../../images/tar/reader.ts';
 import { makeUnpackPool } from '../../images/unpack/pool.ts';
@@ -15,54 +19,21 @@ import { systemClock } from '../../runtime/host/clock.ts';
 import { KeelsonError } from '../../runtime/host/errors.ts';
 import { busyboxImage } from '../peers/image.ts';
 import { temporaryFolder } from '../peers/image-store.ts';
+import { mutate, randomFrom, withChecksums } from '../peers/mutations.ts';
 import { makeTar, type TarEntry } from '../peers/tar.ts';
 
 const seed = Number(process.env['KEELSON_FUZZ_SEED'] ?? 1);
 
-/** Makes the checksums of all headers right again, so that a mutation gets past them. */
-function withChecksums(tar: Buffer): Buffer {
-  for (let at = 0; at + 512 <= tar.length; at += 512) {
-    const block = tar.subarray(at, at + 512);
-    if (block.toString('latin1', 257, 262) !== 'ustar') continue;
-    block.write('        ', 148);
-    let sum = 0;
-    for (const byte of block) sum += byte;
-    block.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148, 'latin1');
-  }
-  return tar;
-}
-
-/** mulberry32: small, seeded, good enough to choose mutations. */
-function randomFrom(start: number): (below: number) => number {
-  let state = start >>> 0;
-  return (below) => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) % below;
-  };
-}
-
-function mutate(bytes: Buffer, random: (below: number) => number): Buffer {
-  let result = Buffer.from(bytes);
-  for (let rounds = 1 + random(4); rounds > 0 && result.length > 0; rounds--) {
-    const at = random(result.length);
-    const length = 1 + random(Math.min(64, result.length));
-    const kind = random(5);
-    if (kind === 0) result[at] = random(256);
-    else if (kind === 1) result = Buffer.concat([result.subarray(0, at), result.subarray(at + length)]);
-    else if (kind === 2)
-      result = Buffer.concat([result.subarray(0, at), result.subarray(at, at + length), result.subarray(at)]);
-    else if (kind === 3)
-      result.fill(
-        '0123456789-./:@,"{}[]\0\xff'.charCodeAt(random(22)),
-        at,
-        Math.min(result.length, at + length),
-      );
-    else result.write(['../', '9999999999', 'null', '\\u0000', '-1', '.wh.'][random(6)]!, at, 'latin1');
-  }
-  return result;
-}
+const hostsToml = `server = "https://registry-1.docker.io"
+[host."https://mirror.example:5000/path"]
+capabilities = ["pull", "resolve"]
+ca = ["a.pem", "/b.pem"]
+client = [["c.cert", "c.key"]]
+skip_verify = false
+dial_timeout = "1m30s"
+header = { x-a = "b", x-c = ["d", "e"] }
+[host."http://10.0.0.1"]
+`;
 
 function expectOurs(body: () => unknown, input: Buffer): boolean {
   try {
@@ -100,6 +71,40 @@ test(`fuzz of references, documents and headers, seed ${seed}`, () => {
     [
       [Buffer.from('Bearer realm="http://x/t",service="a",scope="b c"')],
       (input) => parseChallenges(input.toString()),
+    ],
+    [
+      [Buffer.from(hostsToml)],
+      (input) => {
+        const { hosts, serverSettings } = parseHostsToml(input.toString(), 'fuzz', '/fuzz');
+        for (const { ca, client, headers } of [...hosts, serverSettings]) {
+          assert.ok([...ca, ...client.map(({ cert }) => cert)].every((path) => path.startsWith('/')));
+          new Headers(headers);
+        }
+        for (const { scheme, host, path } of hosts) {
+          assert.equal(new URL(`${scheme}://${host}${path}`).href, `${scheme}://${host}${path || '/'}`);
+        }
+      },
+    ],
+    [
+      [Buffer.from('{"token":"abc","access_token":"abc","expires_in":300}')],
+      (input) => assert.notEqual(tokenOf(input), ''),
+    ],
+    [
+      [Buffer.from('a.example,.b.example:80,10.0.0.0/8,[fd00::1]:443,fd00::/8,*.c.example')],
+      (input) => {
+        const excluded = parseNoProxy(input.toString());
+        for (const host of ['d.example', '10.1.1.1', 'fd00::1'])
+          assert.equal(typeof excluded(host, '80'), 'boolean');
+        assert.ok(excluded('localhost', '80'));
+      },
+    ],
+    [[Buffer.from('http://user:pass@proxy.example:3128')], (input) => parseProxy(input.toString())],
+    [
+      ['120', 'Sun, 06 Nov 1994 08:49:37 GMT'].map((text) => Buffer.from(text)),
+      (input) => {
+        const ms = parseRetryAfter(input.toString(), 0);
+        assert.ok(ms === undefined || ms >= 0);
+      },
     ],
   ];
   for (const [samples, parse] of parsers) {

@@ -1,7 +1,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { imageUser, parseImageConfig } from '../../images/config.ts';
-import { chooseManifest, type ImageIndex, parseManifest, platformRank } from '../../images/manifest.ts';
+import {
+  chooseManifest,
+  cpuVariant,
+  type ImageIndex,
+  nodePlatform,
+  parseManifest,
+  platformRank,
+} from '../../images/manifest.ts';
 import { type ErrorCode, isError } from '../../runtime/host/errors.ts';
 
 const digest = (n: number) => `sha256:${n.toString(16).padStart(64, '0')}`;
@@ -27,6 +34,81 @@ test('an OCI manifest and a Docker manifest are read', () => {
   };
   const found = parse(docker, 'application/vnd.docker.distribution.manifest.v2+json; charset=utf-8');
   assert.equal(found.kind, 'manifest');
+});
+
+test('what a manifest may also say changes nothing', () => {
+  const empty = { mediaType: 'application/vnd.oci.image.layer.v1.tar', digest: digest(3), size: 0 };
+  assert.deepEqual(
+    parse({
+      ...manifest,
+      annotations: { a: 'b' },
+      subject: layer,
+      layers: [{ ...layer, data: 'aGVsbG8=', annotations: {}, urls: [] }, empty],
+    }),
+    { kind: 'manifest', config, layers: [layer, empty] },
+  );
+});
+
+test('foreign layers keep their addresses', () => {
+  const foreign = {
+    ...layer,
+    mediaType: 'application/vnd.docker.image.rootfs.foreign.diff.tar.gzip',
+    urls: ['https://x.example/layer'],
+  };
+  assert.deepEqual(parse({ ...manifest, layers: [foreign] }), {
+    kind: 'manifest',
+    config,
+    layers: [foreign],
+  });
+});
+
+test('tar layers are read whatever the rest of their type', () => {
+  for (const mediaType of [
+    'application/vnd.oci.image.layer.nondistributable.v1.tar+zstd',
+    'application/vnd.acme.model.v2.tar+gzip',
+    'application/vnd.acme.tar',
+    'application/x-tar',
+    'application/x-tar+gzip',
+    'application/tar+zstd',
+    'application/x-gtar',
+  ]) {
+    assert.equal(parse({ ...manifest, layers: [{ ...layer, mediaType }] }).kind, 'manifest', mediaType);
+  }
+  for (const mediaType of [
+    'application/vnd.oci.image.layer.v1.tar+gzip+encrypted',
+    'application/vnd.oci.image.layer.v1.tar+bzip2',
+    'application/vnd.oci.empty.v1+json',
+    'application/avatar',
+    'application/octet-stream',
+    'text/tar',
+    `application/${'a.'.repeat(100_000)}`,
+  ]) {
+    assert.throws(
+      () => parse({ ...manifest, layers: [{ ...layer, mediaType }] }),
+      { code: 'IMAGE_UNSUPPORTED' },
+      mediaType.slice(0, 100),
+    );
+  }
+});
+
+test('an artifact is refused with its type and those of its layers', () => {
+  const artifact = {
+    ...manifest,
+    artifactType: 'application/vnd.acme.model',
+    config: { ...config, mediaType: 'application/vnd.oci.empty.v1+json' },
+    layers: [1, 2, 3, 4, 5, 6, 7].map((at) => ({ ...layer, mediaType: `application/x-${at % 6}` })),
+  };
+  assert.throws(() => parse(artifact), {
+    code: 'IMAGE_UNSUPPORTED',
+    message:
+      /artifact of type "application\/vnd\.acme\.model" with layers of type "application\/x-1", .*, and 1 more; its config is/,
+  });
+  assert.throws(() => parse({ ...artifact, artifactType: undefined, layers: [] }), {
+    message: /artifact of type "application\/vnd\.oci\.empty\.v1\+json" with layers of type none/,
+  });
+  assert.throws(() => parse({ ...artifact, artifactType: 5, layers: [null, 5, 'x'] }), {
+    code: 'IMAGE_UNSUPPORTED',
+  });
 });
 
 const refused: readonly (readonly [what: string, document: unknown, code: ErrorCode, message: RegExp])[] = [
@@ -62,6 +144,24 @@ const refused: readonly (readonly [what: string, document: unknown, code: ErrorC
     { ...manifest, config: { ...config, mediaType: 'application/vnd.oci.empty.v1+json' } },
     'IMAGE_UNSUPPORTED',
     /not a container image/,
+  ],
+  [
+    'urls no list',
+    { ...manifest, layers: [{ ...layer, urls: 'https://x' }] },
+    'IMAGE_INVALID',
+    /layers\[0\]\.urls/,
+  ],
+  [
+    'urls of numbers',
+    { ...manifest, layers: [{ ...layer, urls: [1] }] },
+    'IMAGE_INVALID',
+    /layers\[0\]\.urls/,
+  ],
+  [
+    'many urls',
+    { ...manifest, layers: [{ ...layer, urls: Array(11).fill('x') }] },
+    'IMAGE_INVALID',
+    /more than 10/,
   ],
   ['huge config', { ...manifest, config: { ...config, size: 2 ** 30 } }, 'IMAGE_INVALID', /config/],
   ['too many layers', { ...manifest, layers: Array(501).fill(layer) }, 'IMAGE_INVALID', /500 layers/],
@@ -108,6 +208,56 @@ test('the best platform of an index is chosen', () => {
   assert.equal(choose(linux('amd64'), { os: 'windows', architecture: 'amd64' }, undefined), 1);
   assert.equal(choose(linux('amd64'), undefined, linux('amd64')), 1);
   assert.equal(platformRank(linux('arm', 'v6'), linux('arm', 'v7')), undefined);
+});
+
+test('variants of processors, and what else a platform says', () => {
+  const choose = (node: ReturnType<typeof linux>, ...platforms: (object | undefined)[]) =>
+    Number.parseInt(chooseManifest(index(...platforms), node, 'x').digest.slice(7), 16);
+  const levels = [linux('amd64'), linux('amd64', 'v2'), linux('amd64', 'v3'), linux('amd64', 'v4')];
+  assert.deepEqual(
+    ['v1', 'v2', 'v3', 'v4', undefined].map((variant) => choose(linux('amd64', variant), ...levels)),
+    [0, 1, 2, 3, 0],
+  );
+  assert.equal(choose(linux('amd64', 'v3'), linux('amd64', 'v4'), linux('amd64', 'v1')), 1);
+  assert.equal(platformRank(linux('amd64', 'v1'), linux('amd64', 'v3')), undefined);
+  assert.equal(choose(linux('amd64', 'v4'), linux('386'), linux('amd64')), 1);
+  const arms = ['v5', 'v6', 'v7', 'v8'].map((variant) => linux('arm', variant));
+  assert.deepEqual(
+    ['v5', 'v6', 'v7', 'v8'].map((variant) => choose(linux('arm', variant), ...arms)),
+    [0, 1, 2, 3],
+  );
+  assert.equal(choose(linux('arm64', 'v8'), linux('arm64', 'v9'), linux('arm64')), 1);
+  assert.equal(choose(linux('arm64', 'v9'), linux('arm64', 'v9'), linux('arm64')), 0);
+  const more = { ...linux('amd64'), 'os.version': '10.0', 'os.features': ['x'], features: ['sse4'] };
+  assert.equal(choose(linux('amd64'), linux('arm'), more), 1);
+});
+
+test('the variant of a processor is read from /proc/cpuinfo', () => {
+  const flags = (text: string) => `processor\t: 0\nmodel name\t: x\nflags\t\t: fpu sse2 ${text}\nbugs\t\t:\n`;
+  const two = 'cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3';
+  const three = `${two} avx avx2 bmi1 bmi2 f16c fma abm movbe xsave`;
+  const four = `${three} avx512f avx512bw avx512cd avx512dq avx512vl`;
+  assert.deepEqual(
+    ['', 'ssse3', two, `${two} avx`, three, four, `avx512f ${two}`].map((text) =>
+      cpuVariant('amd64', flags(text)),
+    ),
+    ['v1', 'v1', 'v2', 'v2', 'v3', 'v4', 'v2'],
+  );
+  assert.equal(cpuVariant('amd64', ''), undefined);
+  const arm = (version: string, model = 'ARMv7 Processor rev 4 (v7l)') =>
+    `processor\t: 0\nmodel name\t: ${model}\nCPU architecture: ${version}\n`;
+  assert.deepEqual(
+    ['5TEJ', '6', '7', '8', 'AArch64', '99'].map((version) => cpuVariant('arm', arm(version))),
+    ['v5', 'v6', 'v7', 'v8', 'v7', 'v8'],
+  );
+  assert.equal(cpuVariant('arm', arm('7', 'ARMv6-compatible processor rev 7 (v6l)')), 'v6');
+  assert.equal(cpuVariant('arm', ''), 'v7');
+  assert.equal(cpuVariant('arm64', arm('8')), 'v8');
+  assert.equal(cpuVariant('arm64', arm('9')), 'v9');
+  assert.equal(cpuVariant('arm64', ''), 'v8');
+  assert.equal(cpuVariant('riscv64', flags(four)), undefined);
+  const node = nodePlatform();
+  assert.notEqual(platformRank(node, { os: node.os, architecture: node.architecture }), undefined);
 });
 
 test('an index without the platform names what it has; attestations do not count', () => {

@@ -459,3 +459,19 @@ test('a closed store leaves its parts to the next', { skip }, async (t) => {
   await assertWhole(second.images, await second.images.pullImage(name));
   assert.equal(registry.served(layer), size);
 });
+
+test('a registry that wants a long pause is not asked again in this pull', { skip }, async (t) => {
+  const registry = await startFakeRegistry(t);
+  registry.image('1', image);
+  registry.intercept = (request, response) => {
+    if (!request.url?.endsWith(layer.digest)) return false;
+    response.writeHead(429, { 'retry-after': '3600' }).end();
+    return true;
+  };
+  const { images } = await openImages(t, { fetchPolicy: eager });
+  await assert.rejects(images.pullImage({ image: `${registry.host}/a:1` }), {
+    code: 'REGISTRY_UNAVAILABLE',
+    message: /answered 429/,
+  });
+  assert.equal(registry.count(layer.digest), 1);
+});

@@ -1,6 +1,7 @@
 /** A registry inside the test process, for what a real one does not do: lie, break off, refuse, count. */
 import { once } from 'node:events';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { createServer as createTlsServer, type ServerOptions } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import type { Blob, BuiltImage } from './image.ts';
 
@@ -8,6 +9,7 @@ export interface SeenRequest {
   readonly method: string;
   readonly path: string;
   readonly authorization: string | undefined;
+  readonly headers: IncomingMessage['headers'];
   readonly range: string | undefined;
 }
 
@@ -39,7 +41,11 @@ export interface FakeRegistry {
   close(): Promise<void>;
 }
 
-export async function startFakeRegistry(t: { after(fn: () => Promise<void>): void }): Promise<FakeRegistry> {
+/** With `tls` it speaks https. */
+export async function startFakeRegistry(
+  t: { after(fn: () => Promise<void>): void },
+  tls?: ServerOptions,
+): Promise<FakeRegistry> {
   const blobs = new Map<string, Buffer>();
   const manifests = new Map<string, Blob>();
   const seen: SeenRequest[] = [];
@@ -66,15 +72,12 @@ export async function startFakeRegistry(t: { after(fn: () => Promise<void>): voi
     if (fault === undefined) response.end(body);
     else response.write(body, () => fault.how === 'break' && response.destroy());
   };
-  const server = createServer((request, response) => {
-    const path = request.url ?? '';
-    seen.push({
-      method: request.method ?? '',
-      path,
-      authorization: request.headers.authorization,
-      range: request.headers.range,
-    });
+  const answer = (request: IncomingMessage, response: ServerResponse) => {
+    const url = request.url ?? '';
+    const { authorization, range } = request.headers;
+    seen.push({ method: request.method ?? '', path: url, authorization, range, headers: request.headers });
     if (registry.intercept(request, response)) return;
+    const path = url.replace(/\?.*/, '');
     const name = path.slice(path.lastIndexOf('/') + 1);
     const manifest = path.includes('/manifests/') ? manifests.get(name) : undefined;
     const blob = path.includes('/blobs/') ? blobs.get(name) : undefined;
@@ -86,7 +89,11 @@ export async function startFakeRegistry(t: { after(fn: () => Promise<void>): voi
       response.writeHead(404, { 'content-type': 'application/json' });
       response.end('{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}');
     }
-  }).listen(0, '127.0.0.1');
+  };
+  const server = (tls === undefined ? createServer(answer) : createTlsServer(tls, answer)).listen(
+    0,
+    '127.0.0.1',
+  );
   await once(server, 'listening');
   const registry: FakeRegistry = {
     host: `127.0.0.1:${(server.address() as AddressInfo).port}`,

@@ -22,14 +22,22 @@ export function hasRegistry(): boolean {
   return (process.env['PATH'] ?? '').split(':').some((folder) => existsSync(join(folder, 'docker-registry')));
 }
 
+export interface RegistryKind {
+  /** URL of the registry of which this one is a pull-through cache. */
+  readonly remote?: string;
+}
+
 /** Resolves when the registry answers. Ends with `t` (a test context) where one is given, else with `close`. */
-export async function startRegistry(t?: { after(fn: () => Promise<void>): void }): Promise<Registry> {
+export async function startRegistry(
+  t?: { after(fn: () => Promise<void>): void },
+  kind: RegistryKind = {},
+): Promise<Registry> {
   if (!hasRegistry()) throw new Error('docker-registry is missing: apt-get install docker-registry');
   const folder = await mkdtemp(join(tmpdir(), 'keelson-test-registry-'));
   try {
     // The port is free when we look; somebody may take it before the registry does.
     for (let attempt = 1; ; attempt++) {
-      const registry = await startOnce(folder, await freePort());
+      const registry = await startOnce(folder, await freePort(), kind);
       if (typeof registry !== 'string') {
         t?.after(registry.close);
         return registry;
@@ -52,7 +60,7 @@ async function freePort(): Promise<number> {
 }
 
 /** The running registry, or what it said when it ended. */
-async function startOnce(folder: string, port: number): Promise<Registry | string> {
+async function startOnce(folder: string, port: number, kind: RegistryKind): Promise<Registry | string> {
   const host = `127.0.0.1:${port}`;
   const config = join(folder, 'config.yml');
   await writeFile(
@@ -63,7 +71,7 @@ storage:
   filesystem: { rootdirectory: ${join(folder, 'storage')} }
   delete: { enabled: true }
 http: { addr: '${host}', secret: keelson-test }
-`,
+${kind.remote === undefined ? '' : `proxy: { remoteurl: '${kind.remote}' }\n`}`,
   );
   const child = spawn('docker-registry', ['serve', config], { stdio: ['ignore', 'pipe', 'pipe'] });
   let text = '';

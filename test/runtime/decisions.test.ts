@@ -167,6 +167,8 @@ test('signals by name and number', () => {
     ['SIGRTMIN', 34],
     ['SIGRTMIN+3', 37],
     ['RTMAX-1', 63],
+    ['SIGRTMINPLUS3', 37],
+    ['SIGRTMAXMINUS1', 63],
     ['SIGRTMAX+1', undefined],
     ['0', undefined],
     ['65', undefined],
@@ -281,6 +283,10 @@ test('overlay options', () => {
   assert.equal(
     overlayOptions(['/l/2', '/l/1'], '/d'),
     'lowerdir=/l/2:/l/1,upperdir=/d/upper,workdir=/d/work',
+  );
+  assert.equal(
+    overlayOptions(['/2', '/1'], undefined, 'a:b:c:s0:c1,c2'),
+    'lowerdir=/2:/1,context="a:b:c:s0:c1,c2"',
   );
   assert.match(overlayOptions(['/a:b,c'], '/d'), /^lowerdir=\/a\\:b\\,c,/);
   const many = Array.from({ length: 127 }, (_, index) => `/var/lib/keelson/layers/${index}${'x'.repeat(20)}`);

@@ -185,7 +185,7 @@ test('sandboxes that cannot be made leave nothing', { skip }, async (t) => {
   const { runtime } = machine;
   const pod = { namespaces: { network: 'pod', pid: 'container', ipc: 'pod' } } as const;
   const failing: [PodSandboxConfig, string, ErrorCode, RegExp][] = [
-    [machine.sandboxConfig(), 'kata', 'SANDBOX_CREATE_FAILED', /kata/],
+    [machine.sandboxConfig(), 'kata', 'INVALID_ARGUMENT', /kata/],
     [
       machine.sandboxConfig({ linux: { sysctls: { 'net.core.somaxconn': '5' } } }),
       '',

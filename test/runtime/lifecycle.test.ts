@@ -360,7 +360,14 @@ test('a terminal', { skip }, async (t) => {
 
 test('a privileged container has what the host has', { skip }, async (t) => {
   const machine = await makeMachine(t);
-  const sandbox = await machine.runtime.runPodSandbox(machine.sandboxConfig(), '');
+  const sandbox = await machine.runtime.runPodSandbox(
+    machine.sandboxConfig({
+      linux: {
+        security: { namespaces: { network: 'node', pid: 'container', ipc: 'pod' }, privileged: true },
+      },
+    }),
+    '',
+  );
   const id = await machine.startContainer(
     sandbox,
     ['sh', '-c', 'grep CapEff /proc/self/status; ls /dev; mount -t tmpfs none /tmp && echo mounted'],

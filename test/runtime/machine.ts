@@ -113,7 +113,22 @@ export async function layOutMachine(): Promise<MachinePaths> {
       'dd',
       'head',
     ],
-    ...['mount', 'true', 'false', 'seq', 'stat', 'pwd', 'tail', 'ip', 'wget', 'chmod', 'tr', 'yes', 'ping'],
+    ...[
+      'mount',
+      'true',
+      'false',
+      'seq',
+      'stat',
+      'pwd',
+      'tail',
+      'ip',
+      'wget',
+      'chmod',
+      'tr',
+      'yes',
+      'ping',
+      'wc',
+    ],
     ...['stty', 'tty', 'nc', 'httpd', 'mkdir'],
   ]) {
     await symlink('busybox', join(bin, applet));
@@ -162,7 +177,13 @@ export function fakeImages(
     imageStatus: unused,
     pullImage: unused,
     removeImage: unused,
+    importImages: unused,
+    exportImages: unused,
     imageFsInfo: unused,
+    verifyImages: unused,
+    imageUse: () => [],
+    collectImage: () => false,
+    collectLayers: () => 0,
     events: () => () => {},
     fetchMetrics: () => {
       throw new KeelsonError('UNIMPLEMENTED', 'not a part of this test');
@@ -210,6 +231,12 @@ export async function openRuntime(
     cni,
     log,
     clock: systemClock,
+    cdiFolders: [join(paths.root, 'cdi-etc'), join(paths.root, 'cdi-run')],
+    handlers: {
+      runc: { path: process.env['KEELSON_TEST_RUNC'] ?? 'runc' },
+      // There where a test makes it.
+      other: { path: join(paths.root, 'other-runtime') },
+    },
     version: '0.0.0-test',
   });
   return {
@@ -330,6 +357,7 @@ export async function leftoversOf(paths: MachinePaths): Promise<string[]> {
     [join(paths.runDir, 'containers'), []],
     [join(paths.runDir, 'exits'), []],
     [join(paths.runDir, 'oci/runc'), []],
+    [join(paths.runDir, 'oci/other'), []],
     [join(paths.stateDir, 'containers'), []],
     [join(paths.root, 'ipam', `keelson-test-${paths.bridge.slice(2)}`), ['last_reserved_ip.0', 'lock']],
   ] as const) {

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { ContainerConfig } from '../../runtime/api.ts';
+import { openFilesIn } from '../../runtime/context.ts';
 import { slicePath } from '../../runtime/host/cgroups.ts';
 import { isError } from '../../runtime/host/errors.ts';
 import { type MountPoint, mountOf, parseMountinfo, planMounts } from '../../runtime/oci/mounts.ts';
@@ -77,6 +78,10 @@ test('command and args against entrypoint and cmd', () => {
   assert.throws(() => processArgs({ command: [''], args: [] }, none), invalid);
   assert.throws(() => processArgs({ command: ['a\0b'], args: [] }, none), invalid);
   assert.deepEqual(processArgs({ command: [], args: ['x'] }, none), ['x']);
+  const long = 'x'.repeat((128 << 10) - 1);
+  assert.equal(processArgs({ command: [long], args: [] }, none).length, 1);
+  assert.throws(() => processArgs({ command: [`${long}x`], args: [] }, none), invalid);
+  assert.throws(() => processArgs({ command: Array(49).fill(long), args: [] }, none), invalid);
 });
 
 test('environment: defaults, image, container; the last wins, each name once', () => {
@@ -114,7 +119,7 @@ test('working directory', () => {
 test('capabilities', () => {
   const own = ['CHOWN', 'KILL', 'NET_ADMIN'];
   const of = (add: string[], drop: string[], privileged = false) =>
-    containerCapabilities({ privileged, add, drop, own });
+    containerCapabilities({ privileged, add, drop, own }).all;
   assert.equal(of([], []).length, 14);
   assert.deepEqual(of([], ['ALL']), []);
   assert.deepEqual(of(['NET_ADMIN'], ['all']), ['CAP_NET_ADMIN']);
@@ -208,9 +213,41 @@ test('security: privileged, masked paths, devices, no new privileges', () => {
     access: 'rw',
   });
   assert.deepEqual(withDevice.linux.devices, [{ path: '/dev/x', type: 'c', major: 1, minor: 2 }]);
-  assert.throws(() => spec(withLinux({ seccomp: { type: 'Localhost', localhostRef: '/x' } })), invalid);
-  assert.throws(() => spec(withLinux({ apparmor: { type: 'Localhost', localhostRef: 'x' } })), invalid);
-  spec(withLinux({ seccomp: { type: 'RuntimeDefault' }, apparmor: { type: 'Unconfined' } }));
+});
+
+test('limits of open files: said, and never endless', () => {
+  const files = (openFiles?: number) => spec(config(), { host: { ...host, openFiles } }).process.rlimits?.[0];
+  assert.deepEqual(files(20_000), { type: 'RLIMIT_NOFILE', soft: 20_000, hard: 20_000 });
+  assert.equal(files(2 ** 30)?.hard, 2 ** 20);
+  assert.equal(files(), undefined);
+  const text =
+    'Limit  Soft  Hard  Units\nMax open files            1024                 524288               files\n';
+  assert.equal(openFilesIn(text), 524_288);
+  assert.equal(openFilesIn(text.replace('524288', 'unlimited')), Number.MAX_SAFE_INTEGER);
+  assert.equal(openFilesIn(''), undefined);
+});
+
+test('what security modules, ambient capabilities and user namespaces become', () => {
+  const seccomp = { defaultAction: 'SCMP_ACT_ALLOW' };
+  const labels = { process: 'p', mount: 'm' };
+  const range = { containerId: 0, hostId: 100, length: 10 };
+  const given = spec(withLinux({ capabilities: { add: [], drop: ['ALL'], addAmbient: ['NET_RAW'] } }), {
+    confinement: { seccomp, apparmor: 'profile', selinux: labels },
+    namespaces: { pid: 'own', user: { path: '/u', uids: [range], gids: [{ ...range, hostId: 200 }] } },
+  });
+  assert.equal(given.linux.seccomp, seccomp);
+  assert.equal(given.process.apparmorProfile, 'profile');
+  assert.equal(given.process.selinuxLabel, 'p');
+  assert.equal(given.linux.mountLabel, 'm');
+  assert.deepEqual(given.process.capabilities.ambient, ['CAP_NET_RAW']);
+  assert.deepEqual(given.process.capabilities.inheritable, ['CAP_NET_RAW']);
+  assert.deepEqual(given.linux.uidMappings, [{ containerID: 0, hostID: 100, size: 10 }]);
+  assert.deepEqual(given.linux.gidMappings, [{ containerID: 0, hostID: 200, size: 10 }]);
+  assert.ok(given.linux.namespaces.some(({ type, path }) => type === 'user' && path === '/u'));
+  const plain = JSON.parse(JSON.stringify(spec(config())));
+  for (const field of ['seccomp', 'mountLabel', 'uidMappings']) assert.ok(!(field in plain.linux), field);
+  assert.deepEqual(plain.process.capabilities.ambient, []);
+  assert.deepEqual(plain.process.capabilities.inheritable, [], 'CVE-2022-24769');
 });
 
 test('cgroup paths of both drivers', () => {
@@ -233,8 +270,9 @@ const hostMounts: MountPoint[] = [
   { path: '/data', shared: true, slave: false },
   { path: '/data/sub', shared: false, slave: true },
 ];
+const features = { recursiveReadonly: true, idmap: true };
 const plan = (wanted: ContainerConfig['mounts'], privileged = false) =>
-  planMounts({ wanted, files, privileged, readonlyRootfs: false, hostMounts });
+  planMounts({ wanted, files, privileged, readonlyRootfs: false, hostMounts, features });
 const mount = (
   containerPath: string,
   hostPath = '/h',
@@ -295,6 +333,48 @@ test('mount propagation needs a host side that has it', () => {
   assert.throws(() => plan([mount('/a', '/data/sub', 'bidirectional')]), invalid);
   assert.throws(() => plan([mount('/a', '/x', 'host-to-container')]), invalid);
   assert.throws(() => plan([mount('/a', '/database', 'bidirectional')]), invalid);
+});
+
+test('read-only with all below, options, mappings: what the runtime can', () => {
+  const first = (changes: object, can = features) =>
+    planMounts({
+      wanted: [{ ...mount('/a'), ...changes }],
+      files,
+      privileged: false,
+      readonlyRootfs: false,
+      hostMounts,
+      features: can,
+    }).mounts.find(({ destination }) => destination === '/a');
+  const none = { recursiveReadonly: false, idmap: false };
+  assert.deepEqual(first({})?.options, ['rbind', 'ro', 'rprivate']);
+  assert.deepEqual(first({ readonly: false })?.options, ['rbind', 'rw', 'rprivate']);
+  assert.deepEqual(first({ recursiveReadonly: true })?.options, ['rbind', 'rro', 'rprivate']);
+  assert.deepEqual(first({ mountOptions: ['noexec', 'nosuid'] })?.options, [
+    'rbind',
+    'ro',
+    'rprivate',
+    'noexec',
+    'nosuid',
+  ]);
+  const range = { containerId: 0, hostId: 100, length: 10 };
+  const mapped = { uidMappings: [range], gidMappings: [range] };
+  assert.deepEqual(first(mapped)?.uidMappings, [{ containerID: 0, hostID: 100, size: 10 }]);
+  assert.equal(first({})?.uidMappings, undefined);
+  assert.equal(first({ uidMappings: [], gidMappings: [] }, none)?.uidMappings, undefined);
+  assert.throws(
+    () => first({ recursiveReadonly: true }, none),
+    (error) => invalid(error) && /: RROUnsupported: /.test(String(error)),
+  );
+  for (const [changes, can] of [
+    [{ recursiveReadonly: true, readonly: false }, features],
+    [{ recursiveReadonly: true, propagation: 'bidirectional', hostPath: '/data' }, features],
+    [mapped, none],
+    [{ uidMappings: [range] }, features],
+    [{ mountOptions: ['rw'] }, features],
+    [{ mountOptions: ['noexec,suid'] }, features],
+  ] as const) {
+    assert.throws(() => first(changes, can), invalid, JSON.stringify(changes));
+  }
 });
 
 test('mountinfo', () => {

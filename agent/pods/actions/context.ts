@@ -5,6 +5,7 @@ import type { Clock } from '../../../runtime/host/clock.ts';
 import { isError } from '../../../runtime/host/errors.ts';
 import type { Logger } from '../../../runtime/host/log.ts';
 import type { ApiserverClient, EventRecorder, ObjectCache, Pod } from '../../apiserver/types.ts';
+import type { ImageAccess } from '../../images/access.ts';
 import type { ReadyVolume, VolumeManager } from '../../volumes/types.ts';
 import type { PodMemory } from '../plan/memory.ts';
 import { initContainers } from '../spec/pod.ts';
@@ -35,6 +36,10 @@ export interface PodsConfig {
 export interface Shared {
   readonly runtime: RuntimeService;
   readonly images: ImageService;
+  readonly imageAccess: Pick<
+    ImageAccess,
+    'mustPull' | 'credentials' | 'pull' | 'forget' | 'pullAlwaysFallback'
+  >;
   readonly volumes: VolumeManager;
   readonly cgroups?: Pick<Cgroups, 'ensure' | 'remove' | 'children'>;
   readonly client?: ApiserverClient;

@@ -1,36 +1,46 @@
-/** Making sure that a container's image is there. */
-import type { AuthConfig } from '../../../runtime/api.ts';
-import { describe, isError, KeelsonError, reasonOf } from '../../../runtime/host/errors.ts';
-import { apiStatus } from '../../apiserver/client.ts';
-import type { PodContainer, Secret } from '../../apiserver/types.ts';
-import { authsFor, pullPolicyOf } from '../images.ts';
+/** Making sure that a container's image is there, and that the pod may have it. */
+import type { Image } from '../../../runtime/api.ts';
+import { describe, isError, KeelsonError } from '../../../runtime/host/errors.ts';
+import type { PodContainer } from '../../apiserver/types.ts';
+import type { Credential } from '../../images/credentials/keyring.ts';
+import { noRegistryAnswered, pullFailure } from '../../images/failures.ts';
+import { pullPolicyOf } from '../images.ts';
 import { failedAgain, imageBackoff } from '../plan/backoff.ts';
-import { namespaceOf } from '../spec/pod.ts';
+import { namespaceOf, uidOf } from '../spec/pod.ts';
 import { type ActionContext, interrupted, type MemoryUpdate, tell } from './context.ts';
+
+/** The image service itself failed, before anything was pulled. */
+const inspectReason = 'ImageInspectError';
+/** Says the same whether there is no copy or one that the pod may not have: its owner is not to learn which. */
+const noCopy =
+  'no copy on this node can be used instead: there is none, or it is not verified that this pod has access to it';
 
 export async function ensureImage(
   context: ActionContext,
   container: PodContainer,
   attempt: number,
 ): Promise<MemoryUpdate> {
-  const { name } = container;
+  const { name, image = '' } = container;
   try {
     const imageId = await presentOrPulled(context, container);
     context.stage('pullEnd');
     return (memory) => ({ ...memory, images: { ...memory.images, [name]: { attempt, imageId } } });
   } catch (error) {
     if (interrupted(context)) throw error;
-    const reason = reasonOf(error, 'ErrImagePull');
+    const { reason, message } =
+      isError(error) && error.details['reason'] === inspectReason
+        ? { reason: inspectReason, message: describe(error) }
+        : pullFailure(image, error);
     if (isError(error, 'IMAGE_NAME_INVALID')) {
-      const message = `Failed to apply default image tag "${container.image}": ${describe(error)}`;
-      tell(context, name, 'Warning', 'InspectFailed', message);
+      const text = `Failed to apply default image tag "${container.image}": ${describe(error)}`;
+      tell(context, name, 'Warning', 'InspectFailed', text);
     }
     tell(context, name, 'Warning', 'Failed', `Error: ${reason}`);
     return (memory) => {
       const failure = failedAgain(
         memory.images[name]?.failure,
         reason,
-        describe(error),
+        message,
         context.clock.now(),
         imageBackoff,
       );
@@ -40,13 +50,17 @@ export async function ensureImage(
 }
 
 async function presentOrPulled(context: ActionContext, container: PodContainer): Promise<string> {
-  const { images, clock, signal } = context;
+  const { imageAccess } = context;
   const { name, image = '' } = container;
   const policy = pullPolicyOf(container);
+  // Asked for once, and not before it is known that they matter.
+  let asked: Promise<readonly Credential[]> | undefined;
+  const credentials = () => (asked ??= credentialsOf(context, image));
   if (policy !== 'Always') {
-    const present = await images.imageStatus({ image });
-    if (present !== undefined) {
-      tell(context, name, 'Normal', 'Pulled', `Container image "${image}" already present on machine`);
+    const present = await inspect(context, container);
+    if (present !== undefined && !(await imageAccess.mustPull(image, present.id, credentials))) {
+      const text = `Container image "${image}" already present on machine and can be accessed by the pod`;
+      tell(context, name, 'Normal', 'Pulled', text);
       return present.id;
     }
     if (policy === 'Never') {
@@ -57,64 +71,83 @@ async function presentOrPulled(context: ActionContext, container: PodContainer):
       });
     }
   }
-  const auths = await credentials(context, image);
+  const found = await credentials();
+  try {
+    return await pulled(context, container, found);
+  } catch (error) {
+    if (interrupted(context) || isError(error, 'IMAGE_NAME_INVALID')) throw error;
+    const failed = (why: unknown) => {
+      tell(context, name, 'Warning', 'Failed', `Failed to pull image "${image}": ${describe(why)}`);
+      return why;
+    };
+    const wantsCopy = policy !== 'Always' || imageAccess.pullAlwaysFallback;
+    if (!wantsCopy || !noRegistryAnswered(error)) throw failed(error);
+    const present = policy === 'Always' ? await inspect(context, container) : undefined;
+    // The copy is for those who might have it with IfNotPresent: Always is often set to keep others from it.
+    if (present === undefined || (await imageAccess.mustPull(image, present.id, credentials)))
+      throw failed(withoutCopy(error));
+    const copy = present.repoDigests[0] ?? present.id;
+    const text = `No registry could be reached for image "${image}", so the copy on this node (${copy}) is used, which may not be the newest: ${describe(error)}`;
+    tell(context, name, 'Warning', 'LocalImageUsed', text);
+    return present.id;
+  }
+}
+
+async function inspect({ images }: ActionContext, { image = '' }: PodContainer): Promise<Image | undefined> {
+  try {
+    return await images.imageStatus({ image });
+  } catch (error) {
+    if (isError(error, 'IMAGE_NAME_INVALID')) throw error;
+    throw new KeelsonError('INTERNAL', `Failed to inspect image "${image}"`, {
+      cause: error,
+      details: { reason: inspectReason },
+    });
+  }
+}
+
+async function pulled(
+  context: ActionContext,
+  { name, image = '' }: PodContainer,
+  credentials: readonly Credential[],
+): Promise<string> {
+  const { images, imageAccess, clock, signal } = context;
   context.stage('pullStart');
   tell(context, name, 'Normal', 'Pulling', `Pulling image "${image}"`);
   const begun = clock.monotonic();
-  let id: string;
-  try {
-    id = await images.pullImage({ image }, { auths, signal });
-  } catch (error) {
-    if (!interrupted(context) && !isError(error, 'IMAGE_NAME_INVALID')) {
-      tell(context, name, 'Warning', 'Failed', `Failed to pull image "${image}": ${describe(error)}`);
-    }
-    throw error;
-  }
-  const took = seconds(clock.monotonic() - begun);
+  const { id, tookMs } = await imageAccess.pull(image, credentials, signal);
+  const all = seconds(clock.monotonic() - begun);
   const size = (await images.imageStatus({ image: id }))?.size ?? 0;
-  tell(
-    context,
-    name,
-    'Normal',
-    'Pulled',
-    `Successfully pulled image "${image}" in ${took} (${took} including waiting). Image size: ${size} bytes.`,
-  );
+  const text = `Successfully pulled image "${image}" in ${seconds(tookMs)} (${all} including waiting). Image size: ${size} bytes.`;
+  tell(context, name, 'Normal', 'Pulled', text);
   return id;
+}
+
+function withoutCopy(error: unknown): unknown {
+  if (!isError(error)) return error;
+  return new KeelsonError(error.code, `${describe(error)}; ${noCopy}`, {
+    details: error.details,
+  });
 }
 
 function seconds(ms: number): string {
   return ms < 1000 ? `${Math.round(ms)}ms` : `${(ms / 1000).toFixed(3).replace(/\.?0+$/, '')}s`;
 }
 
-/** What the pod's pull secrets hold for the image. A missing secret is told of, and the pull goes on without it. */
-async function credentials(context: ActionContext, image: string): Promise<readonly AuthConfig[]> {
-  const { pod, objects, signal } = context;
-  const names = (pod.spec?.imagePullSecrets ?? []).flatMap(({ name }) => (name ? [name] : []));
-  const missing: string[] = [];
-  const secrets = await Promise.all(
-    names.map(async (name) => {
-      try {
-        return await objects.get<Secret>('secrets', namespaceOf(pod), name, signal);
-      } catch (error) {
-        if (interrupted(context)) throw error;
-        if (apiStatus(error) !== 404)
-          context.log.warn({ err: error, secret: name }, 'cannot read a pull secret');
-        missing.push(name);
-        return undefined;
-      }
-    }),
-  );
-  if (missing.length > 0) {
-    tell(
-      context,
-      undefined,
-      'Warning',
-      'FailedToRetrieveImagePullSecret',
-      `Unable to retrieve some image pull secrets (${missing.join(', ')}); attempting to pull the image may not succeed.`,
-    );
-  }
-  return authsFor(
+/** The image's credentials for this pod; what was wrong with some of them is told. */
+async function credentialsOf(context: ActionContext, image: string): Promise<readonly Credential[]> {
+  const { pod, imageAccess, signal } = context;
+  const { credentials, warnings } = await imageAccess.credentials(
     image,
-    secrets.filter((secret) => secret !== undefined),
+    {
+      namespace: namespaceOf(pod),
+      name: pod.metadata?.name ?? '',
+      uid: uidOf(pod),
+      serviceAccount: pod.spec?.serviceAccountName ?? '',
+      // The service account's own pull secrets are put here by the apiserver's ServiceAccount admission.
+      pullSecrets: (pod.spec?.imagePullSecrets ?? []).flatMap(({ name }) => (name ? [name] : [])),
+    },
+    signal,
   );
+  for (const { reason, message } of warnings) tell(context, undefined, 'Warning', reason, message);
+  return credentials;
 }

@@ -47,10 +47,12 @@ export function containerStatus(input: ContainerStatusInput): PodContainerStatus
 }
 
 function mountStatuses(container: PodContainer): NonNullable<PodContainerStatus['volumeMounts']> {
-  return (container.volumeMounts ?? []).map(({ name, mountPath, readOnly }) => ({
+  return (container.volumeMounts ?? []).map(({ name, mountPath, readOnly, recursiveReadOnly }) => ({
     name,
     mountPath,
-    ...(readOnly ? { readOnly: true, recursiveReadOnly: 'Disabled' } : {}),
+    ...(readOnly
+      ? { readOnly: true, recursiveReadOnly: recursiveReadOnly === 'Enabled' ? 'Enabled' : 'Disabled' }
+      : {}),
   }));
 }
 

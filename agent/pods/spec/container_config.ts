@@ -169,13 +169,13 @@ function mountsOf(input: ContainerInput): Mount[] {
     const propagation = propagations[(mount.mountPropagation ?? 'None') as keyof typeof propagations];
     if (propagation === undefined)
       throw invalid(`mountPropagation ${mount.mountPropagation} of ${mount.mountPath} is not known`);
-    if (mount.recursiveReadOnly === 'Enabled')
-      throw invalid(`recursiveReadOnly: Enabled of ${mount.mountPath} is not supported on this node`);
     return {
       containerPath: mount.mountPath.startsWith('/') ? mount.mountPath : `/${mount.mountPath}`,
       hostPath: input.subPaths.get(index) ?? volume.hostPath,
       readonly: mount.readOnly === true || volume.readOnly,
       propagation,
+      // IfPossible is not yet: the runtime would refuse it where it cannot.
+      ...(mount.recursiveReadOnly === 'Enabled' ? { recursiveReadonly: true } : {}),
     };
   });
   const taken = new Set(mounts.map(({ containerPath }) => containerPath));

@@ -72,7 +72,8 @@ export function containerSecurity(
         ? { runAsUser: imageUser.uid }
         : imageUser.username
           ? { runAsUsername: imageUser.username }
-          : {}),
+          : // Nobody is named: root, and the group goes with somebody.
+            { runAsUser: 0 }),
     runAsGroup: own?.runAsGroup ?? ofPod?.runAsGroup,
     supplementalGroups: groups,
     supplementalGroupsPolicy: policy === 'Strict' ? 'strict' : 'merge',

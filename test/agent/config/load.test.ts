@@ -146,6 +146,16 @@ test('a wrong type is told with what was expected', async (t) => {
     ['cgroupDriver: cgroup', /cgroupDriver .*expected one of cgroupfs, systemd/],
     ['apiVersion: kubelet.config.k8s.io/v1', /apiVersion .*expected kubelet\.config\.k8s\.io\/v1beta1/],
     ['kind: Pod', /kind .*expected KubeletConfiguration, got Pod/],
+    ['preloadedImagesVerificationAllowlist: [a]', /needs imagePullCredentialsVerificationPolicy/],
+    [
+      'imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\npreloadedImagesVerificationAllowlist: ["a/*", "a:1"]',
+      /preloadedImagesVerificationAllowlist\[1\] .*neither a tag nor a digest/,
+    ],
+    ['imagePullCredentialsVerificationPolicy: Sometimes', /expected one of NeverVerify, /],
+    [
+      'keelson: {imageCredentialProviderBinDir: /x}',
+      /keelson\.imageCredentialProviderConfig.*belong together: set both or none/,
+    ],
     ['keelson: {stateDir: relative}', /keelson\.stateDir .*expected an? absolute path/],
     ['keelson: {nodeName: UPPER}', /keelson\.nodeName .*lower-case/],
     ['keelson: {downloadBytesInFlight: 2000}', /keelson\.downloadBytesInFlight .*from 1 to 1024/],

@@ -1,6 +1,7 @@
 /** Stand-ins for what the pods room works with: a runtime, images, volumes, an apiserver and a clock moved by hand. */
 
 import type { ApiserverClient, EventRecorder, ObjectCache, Pod } from '../../../agent/apiserver/types.ts';
+import type { ActionContext } from '../../../agent/pods/actions/context.ts';
 import type { VolumeManager } from '../../../agent/volumes/types.ts';
 import type {
   Container,
@@ -220,6 +221,8 @@ export function fakeRuntime(clock: Clock, delay: () => Promise<void> = turn): Fa
       await begin('execSync', `${id} ${command.join(' ')}`, signal);
       return { stdout: Buffer.alloc(0), stderr: Buffer.alloc(0), exitCode: command[0] === 'false' ? 1 : 0 };
     },
+    updateContainerResources: async () => {},
+    handlers: async () => [],
     exec: async () => 0,
     attach: async () => {},
     portForward: async () => {},
@@ -271,6 +274,17 @@ export function fakeImages(present: readonly string[] = []): FakeImages {
     imageFsInfo: async () => ({ mountpoint: '/', usedBytes: 0, usedInodes: 0 }),
   };
   return images;
+}
+
+/** Every pod may have every image, and pulls are not limited. */
+export function fakeImageAccess(images: ImageService): ActionContext['imageAccess'] {
+  return {
+    pullAlwaysFallback: false,
+    mustPull: async () => false,
+    credentials: async () => ({ credentials: [], warnings: [] }),
+    pull: async (image, _, signal) => ({ id: await images.pullImage({ image }, { signal }), tookMs: 0 }),
+    forget: () => {},
+  };
 }
 
 export interface FakeVolumes extends VolumeManager {
@@ -355,7 +369,10 @@ export function fakeApiserver(): FakeApiserver {
         status: merged,
       } as Pod;
       api.pods.set(nameOf(path), next);
-      setImmediate(() => api.onChange('MODIFIED', next));
+      // A test that takes a pod away must not be told of it afterwards, maybe by the list of a new manager.
+      setImmediate(() => {
+        if (api.pods.has(nameOf(path))) api.onChange('MODIFIED', next);
+      });
       return next as T;
     },
     async delete(path, body) {

@@ -24,6 +24,7 @@ import {
   type FakeVolumes,
   fakeApiserver,
   fakeEvents,
+  fakeImageAccess,
   fakeImages,
   fakeObjects,
   fakeRuntime,
@@ -67,6 +68,7 @@ function makeWorld(t: TestContext, options: { delay?: () => Promise<void>; cores
     makePodManager({
       runtime,
       images,
+      imageAccess: fakeImageAccess(images),
       volumes,
       cgroups: {
         ensure: async (path) => {
@@ -218,7 +220,7 @@ test('a normal start costs one status write, and the pod is Ready with its addre
     assert.ok(stages.includes(stage), stage);
   assert.ok(
     world.events.told.includes(
-      'Normal Pulled spec.containers{a}: Container image "example:1" already present on machine',
+      'Normal Pulled spec.containers{a}: Container image "example:1" already present on machine and can be accessed by the pod',
     ),
   );
   assert.ok(world.events.told.includes('Normal Started spec.containers{b}: Container started'));

@@ -4,9 +4,9 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { Pod, PodContainer, PodStatus, Secret } from '../../../agent/apiserver/types.ts';
+import type { Pod, PodContainer, PodStatus } from '../../../agent/apiserver/types.ts';
 import { lastLines, terminationMessage } from '../../../agent/pods/actions/termination_message.ts';
-import { authsFor, pullPolicyOf } from '../../../agent/pods/images.ts';
+import { pullPolicyOf } from '../../../agent/pods/images.ts';
 import {
   crashBackoff,
   crashStateOf,
@@ -228,36 +228,6 @@ for (const [image, imagePullPolicy, wanted] of policies) {
   test(`${image} with ${imagePullPolicy ?? 'no policy'} is pulled ${wanted}`, () =>
     assert.equal(pullPolicyOf({ name: 'a', image, imagePullPolicy }), wanted));
 }
-
-function secret(auths: object, legacy = false): Secret {
-  const body = Buffer.from(JSON.stringify(legacy ? auths : { auths })).toString('base64');
-  return legacy
-    ? { type: 'kubernetes.io/dockercfg', data: { '.dockercfg': body } }
-    : { type: 'kubernetes.io/dockerconfigjson', data: { '.dockerconfigjson': body } };
-}
-
-test('credentials go only to the registry that they are for, the closest first', () => {
-  const user = (username: string) => ({ username, password: 'p' });
-  const secrets = [
-    secret({
-      'https://index.docker.io/v1/': user('hub'),
-      'reg.example:5000': user('reg'),
-      'reg.example:5000/team': user('team'),
-      '*.wild.example': user('wild'),
-    }),
-    secret({ 'old.example': user('old') }, true),
-    { type: 'kubernetes.io/dockerconfigjson', data: { '.dockerconfigjson': 'bm90IGpzb24=' } },
-  ];
-  const users = (image: string) => authsFor(image, secrets).map(({ username }) => username);
-  assert.deepEqual(users('busybox'), ['hub']);
-  assert.deepEqual(users('docker.io/library/busybox:1'), ['hub']);
-  assert.deepEqual(users('reg.example:5000/team/app:1'), ['team', 'reg']);
-  assert.deepEqual(users('reg.example:5000/teamwork'), ['reg']);
-  assert.deepEqual(users('reg.example/team'), []);
-  assert.deepEqual(users('a.wild.example/x'), ['wild']);
-  assert.deepEqual(users('a.b.wild.example/x'), []);
-  assert.deepEqual(users('old.example/x'), ['old']);
-});
 
 test('last words: from the file, else from the log of a failed container', async (t) => {
   const folder = mkdtempSync(join(tmpdir(), 'keelson-test-words-'));
