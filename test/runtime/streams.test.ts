@@ -3,11 +3,13 @@ import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { existsSync, readdirSync } from 'node:fs';
 import { connect } from 'node:net';
+import { PassThrough, Writable } from 'node:stream';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { systemClock } from '../../runtime/host/clock.ts';
 import { isError } from '../../runtime/host/errors.ts';
 import { makeLogger } from '../../runtime/host/log.ts';
+import { attachToMonitor } from '../../runtime/io/attach.ts';
 import { makeStreaming } from '../../runtime/streaming/server.ts';
 import type { AttachRequest, StreamingServer } from '../../runtime/streaming/types.ts';
 import { startClient, streamingClient } from '../peers/streaming-client.ts';
@@ -273,6 +275,53 @@ test('attach: output from now on, input, terminals, and the end of the container
       );
     });
   }
+});
+
+test('attach: who does not read is let go of, and the container goes on', { skip }, async (t) => {
+  const { machine } = await setStage(t);
+  const sandbox = await machine.runtime.runPodSandbox(machine.sandboxConfig(), '');
+  const id = await machine.startContainer(sandbox, ['sh', '-c', 'yes | head -c 20000000; exit 6'], {
+    logPath: '',
+  });
+  const stuck = new Writable({ highWaterMark: 1, write: () => {} });
+  await assert.rejects(
+    attachToMonitor({
+      bundle: `${machine.runDir}/containers/${id}`,
+      tty: false,
+      streams: { stdout: stuck },
+      clock: systemClock,
+      stallMs: 300,
+    }),
+    (error) => isError(error, 'ABORTED') && /nobody read/.test(error.message),
+  );
+  assert.equal((await machine.exited(id)).exitCode, 6);
+});
+
+test('exec on a terminal: who leaves at any time leaves nothing behind', { skip }, async (t) => {
+  const { machine } = await setStage(t);
+  const sandbox = await machine.runtime.runPodSandbox(machine.sandboxConfig(), '');
+  const id = await machine.startContainer(sandbox, ['sleep', '1000']);
+  const bundle = `${machine.runDir}/containers/${id}`;
+  const files = readdirSync(bundle).sort();
+  const before = openDescriptors();
+  for (let afterMs = 0; afterMs < 120; afterMs += 10) {
+    const streams = { tty: true, stdin: new PassThrough(), stdout: new PassThrough().resume() };
+    const leaving = machine.runtime.exec(id, ['sh'], streams, AbortSignal.timeout(afterMs));
+    await assert.rejects(leaving, (error) => isError(error, 'ABORTED', 'DEADLINE_EXCEEDED'));
+  }
+  let left = '';
+  await eventually(
+    async () => {
+      const { stdout } = await machine.runtime.execSync(id, ['ps', '-o', 'args'], 10_000);
+      left = `${stdout} ${readdirSync(bundle)} ${openDescriptors() - before}`;
+      return (
+        !/^sh$/m.test(stdout.toString()) &&
+        readdirSync(bundle).sort().join() === files.join() &&
+        openDescriptors() <= before
+      );
+    },
+    () => left,
+  );
 });
 
 test('port-forward into the network of a pod', { skip }, async (t) => {
