@@ -132,8 +132,6 @@ export function imageSpecOf(image: Wire<'ImageSpec'> | undefined): ImageSpec {
   return { image: name, runtimeHandler: runtimeHandler || undefined };
 }
 
-const someOf = <T>(list: readonly T[]): readonly T[] | undefined => (list.length === 0 ? undefined : list);
-
 function mountOf(mount: Wire<'Mount'>): Mount {
   if (mount.image !== undefined && !mount.readonly) {
     throw invalid(`mounts: the image at ${mount.containerPath} can only be mounted with readonly`);
