@@ -399,12 +399,16 @@ async function assemble(
       });
       after(() => watched?.close());
     });
-    const calm = whenCalm(clock, calmMs, () => {
-      archives().catch((error: unknown) => log.error({ err: error }, 'image archives are not looked for'));
+    const calm = whenCalm(clock, calmMs, async () => {
+      await archives().catch((error: unknown) =>
+        log.error({ err: error }, 'image archives are not looked for'),
+      );
       flushCompileCache(); // A killed process would not leave it to the next one.
-      giveMemoryBack().catch((error: unknown) => log.warn({ err: error }, 'cannot give memory back'));
+      // Last, for what comes before needs memory only once.
+      await giveMemoryBack().catch((error: unknown) => log.warn({ err: error }, 'cannot give memory back'));
     });
     after(runtime.containerEvents(calm.stir));
+    after(imageRoom.events(calm.stir));
     after(calm.close);
     log.info({ node: nodeName, version, standalone: client === undefined }, 'keelson is up');
     return closeAll;
@@ -490,7 +494,7 @@ export async function warmThreads(): Promise<void> {
 }
 
 /** Calls `act` each time when nothing has stirred for `ms`; it begins stirred. */
-function whenCalm(clock: Clock, ms: number, act: () => void): { stir(): void; close(): void } {
+function whenCalm(clock: Clock, ms: number, act: () => unknown): { stir(): void; close(): void } {
   let cancel = clock.after(ms, act);
   return {
     stir() {
