@@ -33,6 +33,7 @@ import { startControl } from './control/server.ts';
 import { type ImageAccess, makeImageAccess } from './images/access.ts';
 import { type ImageGc, startImageGc } from './images/gc.ts';
 import { watchManifests } from './manifests/watch.ts';
+import { fetchMetrics } from './metrics/fetches.ts';
 import { processMetrics } from './metrics/process.ts';
 import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
@@ -375,7 +376,7 @@ async function assemble(
           throw new KeelsonError('NOT_FOUND', `the log of container "${container}" in pod "${name}" is gone`);
         },
         healthy,
-        metrics: [pulls.source, processMetrics],
+        metrics: [pulls.source, fetchMetrics(imageRoom.fetchMetrics), processMetrics],
       });
       after(() => api.close());
     }
