@@ -1,4 +1,5 @@
 /** exec and attach from this terminal: its keys, its size, and the exit code of what runs. */
+import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import type { Duplex } from 'node:stream';
 import { text } from 'node:stream/consumers';
@@ -40,6 +41,8 @@ export async function runRemoteCommand(command: RemoteCommand): Promise<number |
     if (tty) endings.push(followSize(openStream(session, 'resize')));
     if (raw) {
       process.stdin.setRawMode(true);
+      // Node leaves on that line feeds get a carriage return, which the terminal on the other side does already.
+      spawnSync('stty', ['-opost'], { stdio: ['inherit', 'ignore', 'ignore'] });
       endings.push(() => process.stdin.setRawMode(false));
     }
     if (stdin !== undefined) {
