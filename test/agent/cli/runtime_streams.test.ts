@@ -1,5 +1,7 @@
 /** exec, attach and port-forward from the command line, on real containers and pseudo-terminals. */
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { readFile, readlink } from 'node:fs/promises';
 import { createConnection } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { test } from 'node:test';
@@ -51,15 +53,21 @@ test('exec: a terminal with its size, its keys and its exit code', { skip: canno
   const { machine, onTerminal } = await stage(t);
   const pod = await machine.runtime.runPodSandbox(machine.sandboxConfig(), '');
   await machine.startContainer(pod, sleeper);
-  const script =
-    'trap "echo got-it; stty size; exit 9" INT; echo ready-$((1+1)); while :; do sleep 0.05; done';
+  const script = `trap "stty size" WINCH; trap "echo got-it; exit 9" INT
+    stty size; while :; do sleep 0.05; done`;
   const shell = onTerminal('exec', '-it', 'main', 'sh', '-c', script);
   const end = ended(shell);
-  await said(shell, /ready-2/);
+  await said(shell, /30 100\r\n/);
+  const resized = said(shell, /40 90\r\n/);
+  // The terminal of the command: that of the only child of script.
+  const [child] = (await readFile(`/proc/${shell.pid}/task/${shell.pid}/children`, 'utf8')).trim().split(' ');
+  const terminal = await readlink(`/proc/${child}/fd/0`);
+  execFileSync('stty', ['-F', terminal, 'cols', '90', 'rows', '40']);
+  await resized;
   shell.stdin!.write('\x03');
   const { code, stdout } = await end;
   assert.equal(code, 9, stdout);
-  assert.match(stdout, /got-it\r\n30 100\r\n/);
+  assert.match(stdout, /got-it\r\n$/);
 });
 
 test('attach: what it writes, what is typed, and leaving it', { skip: cannotRun }, async (t) => {
