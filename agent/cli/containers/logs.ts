@@ -1,5 +1,6 @@
 /** `keelson logs`: what a container wrote. */
 import { parseArgs } from 'node:util';
+import { isError } from '../../../runtime/host/errors.ts';
 import type { LogOptions } from '../../api/log-options.ts';
 import type { ContainerLog } from '../../api/logs.ts';
 import { parseDuration } from '../../config/duration.ts';
@@ -53,12 +54,17 @@ export async function run(args: string[]): Promise<void> {
     const found = await control.call('runtime/log', { container, previous }, { signal });
     const { streamLog } = await import('../../api/logs.ts');
     const over = new AbortController();
+    const lost = new AbortController();
+    const told = {
+      signal: AbortSignal.any([signal, over.signal]),
+      onLost: (error: unknown) => lost.abort(error),
+    };
     try {
       await streamLog({
-        log: followed(control, found, follow, AbortSignal.any([signal, over.signal])),
+        log: followed(control, found, follow, told),
         options,
         write,
-        signal,
+        signal: AbortSignal.any([signal, lost.signal]),
       });
     } finally {
       over.abort();
@@ -79,7 +85,7 @@ function followed(
   control: Control,
   { id, logPath, running }: { id: string; logPath: string; running: boolean },
   follow: boolean,
-  signal: AbortSignal,
+  { signal, onLost }: { readonly signal: AbortSignal; readonly onLost: (error: unknown) => void },
 ): ContainerLog {
   let up = running;
   const listeners = new Set<() => void>();
@@ -88,8 +94,11 @@ function followed(
       up = false;
       for (const listener of listeners) listener();
     };
-    // Also where it was removed meanwhile, or the agent went: nobody would tell of the end any more.
-    control.call('runtime/wait', { id }, { signal }).then(ended, ended);
+    control.call('runtime/wait', { id }, { signal }).then(ended, (error: unknown) => {
+      if (isError(error, 'NOT_FOUND'))
+        ended(); // It was removed.
+      else onLost(error); // The agent went: nobody would tell of the end any more.
+    });
   }
   return {
     logPath,

@@ -110,7 +110,7 @@ test('containers and pods are listed, looked at, stopped and removed', { skip: c
 });
 
 test('a name means the container that runs, and logs those before it', { skip: cannotRun }, async (t) => {
-  const { machine, run, start } = await stage(t);
+  const { machine, run, start, closeControl } = await stage(t);
   const pod = await machine.runtime.runPodSandbox(machine.sandboxConfig(), '');
   const first = await machine.startContainer(pod, ['sh', '-c', 'echo one; echo two; echo three']);
   await machine.exited(first);
@@ -133,6 +133,16 @@ test('a name means the container that runs, and logs those before it', { skip: c
   assert.equal(none.code, 1);
   assert.match(none.stderr, /there is no container before this default\/pod\/main/);
   assert.equal((await run('logs', '--tail', 'x', 'main')).code, 2);
+
+  await machine.startContainer(pod, ['sh', '-c', 'echo up; exec sleep 1000'], {
+    metadata: { name: 'other', attempt: 0 },
+  });
+  const watching = start('logs', '-f', 'other');
+  const lost = ended(watching);
+  await said(watching, /up\n/);
+  await closeControl();
+  const { code: failed, stderr: why } = await lost;
+  assert.deepEqual([failed, why], [1, 'keelson: the agent is stopping\n']);
 });
 
 test('--since is a duration or a time', () => {

@@ -24,6 +24,8 @@ export interface Ended {
 export interface Stage {
   readonly machine: Machine;
   readonly configFile: string;
+  /** Ends the agent's side of the socket. */
+  closeControl(): Promise<void>;
   start(verb: string, ...args: string[]): ChildProcess;
   run(verb: string, ...args: string[]): Promise<Ended>;
   /** In a pseudo-terminal of 100 columns and 30 rows. */
@@ -64,9 +66,14 @@ export async function stage(t: TestContext): Promise<Stage> {
     log,
     clock: systemClock,
   });
+  let closing: Promise<void> | undefined;
+  const closeControl = () => {
+    closing ??= control.close();
+    return closing;
+  };
   t.after(async () => {
     await streaming.close();
-    await control.close();
+    await closeControl();
   });
   const configFile = join(machine.root, 'config.yaml');
   writeFileSync(
@@ -84,6 +91,7 @@ export async function stage(t: TestContext): Promise<Stage> {
   return {
     machine,
     configFile,
+    closeControl,
     start: (verb, ...args) => start(words(verb, args)),
     run(verb, ...args) {
       const child = start(words(verb, args));
