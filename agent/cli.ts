@@ -15,15 +15,27 @@ const usage = `keelson ${version}: one process that is a Kubernetes node
 
   keelson images          list the images of this node
   keelson pull            make an image present
-  keelson rm              remove images
+  keelson rm              remove images, containers or pods
   keelson import          take in images from archives
   keelson export          write images into an archive
   keelson verify          check every layer on disk
 
+  keelson pods            list the pods of this node
+  keelson ps              list the containers of this node
+  keelson logs            show what a container wrote
+  keelson exec            run a command in a container
+  keelson attach          join the streams of a container
+  keelson port-forward    lead ports of this machine into a pod
+  keelson inspect         show all that is known of a container or pod
+  keelson stats           show what containers or pods use
+  keelson events          show what happens to containers and pods
+  keelson stop            end containers or pods
+
   keelson version
   keelson help [COMMAND]
 
-Commands about images ask the running agent; where none runs, they open the image store themselves.`;
+Commands about images ask the running agent; where none runs, they open the image store themselves.
+Commands about containers and pods ask the running agent or 'keelson runtime'.`;
 
 /** Loads all that an agent loads, so that its compiled code is in Node's compile cache. The launcher calls it. */
 async function warm(): Promise<void> {
@@ -46,6 +58,16 @@ const commands: Readonly<Record<string, () => Promise<Command>>> = {
   import: () => import('./cli/import.ts'),
   export: () => import('./cli/export.ts'),
   verify: () => import('./cli/verify.ts'),
+  pods: () => import('./cli/containers/pods.ts'),
+  ps: () => import('./cli/containers/ps.ts'),
+  logs: () => import('./cli/containers/logs.ts'),
+  exec: () => import('./cli/containers/exec.ts'),
+  attach: () => import('./cli/containers/attach.ts'),
+  'port-forward': () => import('./cli/containers/port_forward.ts'),
+  inspect: () => import('./cli/containers/inspect.ts'),
+  stats: () => import('./cli/containers/stats.ts'),
+  events: () => import('./cli/containers/events.ts'),
+  stop: () => import('./cli/containers/stop.ts'),
 };
 
 function commandOf(name: string): () => Promise<Command> {
@@ -68,7 +90,9 @@ async function main([name = 'help', ...args]: readonly string[]): Promise<void> 
   }
   if (name === 'warm') return warm();
   const command = await commandOf(name)();
-  if (asksHelp(args)) return console.log(command.usage);
+  // What follows a container's name is of the command that is to run there.
+  const own = name === 'exec' ? args.slice(0, args.findIndex((arg) => !arg.startsWith('-')) >>> 0) : args;
+  if (asksHelp(own)) return console.log(command.usage);
   try {
     await command.run(args);
   } catch (error) {
@@ -83,8 +107,9 @@ try {
   await main(process.argv.slice(2));
 } catch (error) {
   process.stderr.write(`keelson: ${printable(describe(error))}\n`);
-  const { signal } = isError(error, 'ABORTED') ? error.details : {};
+  const { signal, exitCode } = isError(error) ? error.details : {};
   // The shell, and a script's loop above all, shall see that it was interrupted.
-  if (typeof signal === 'string') process.kill(process.pid, signal);
+  if (typeof signal === 'string' && isError(error, 'ABORTED')) process.kill(process.pid, signal);
+  if (typeof exitCode === 'number') process.exit(exitCode);
   process.exit(isError(error, 'INVALID_ARGUMENT') ? 2 : 1);
 }

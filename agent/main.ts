@@ -14,7 +14,8 @@ import { ensureFolder } from '../runtime/host/files.ts';
 import { type Logger, makeLogger } from '../runtime/host/log.ts';
 import { giveMemoryBack } from '../runtime/host/memory.ts';
 import { systemdSlices } from '../runtime/host/slices.ts';
-import { makeRuntime } from '../runtime/runtime.ts';
+import { type EmbeddedRuntime, makeRuntime } from '../runtime/runtime.ts';
+import type { StreamingServer } from '../runtime/streaming/types.ts';
 import { startHealthz } from './api/healthz.ts';
 import { containerForLogs } from './api/log-container.ts';
 import { startNodeApi } from './api/server.ts';
@@ -27,8 +28,9 @@ import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
 import { accessConfig, podsConfig } from './config/rooms.ts';
 import { agentListens } from './control/client.ts';
-import { type Handlers, imageVerbs } from './control/images.ts';
+import { type ImageHandlers, imageVerbs } from './control/images.ts';
 import { socketName } from './control/protocol.ts';
+import { runtimeVerbs } from './control/runtime.ts';
 import { startControl } from './control/server.ts';
 import { type ImageAccess, makeImageAccess } from './images/access.ts';
 import { type ImageGc, startImageGc } from './images/gc.ts';
@@ -144,10 +146,26 @@ async function assemble(
     const pulls = countPulls(imageRoom, clock);
     const { images } = pulls;
     after(() => images.close());
+    let served: EmbeddedRuntime | undefined;
+    let streaming: Promise<StreamingServer> | undefined;
+    const loadStreaming = async (): Promise<StreamingServer> => {
+      const { makeStreaming } = await import('../runtime/streaming/server.ts');
+      const idleMs = config.streamingConnectionIdleTimeout;
+      return makeStreaming({ runtime: served!, clock, log: log.child({ room: 'streaming' }), idleMs });
+    };
     // From here on: images can be listed and pulled while the rest starts.
     const control = await startControl({
       runDir: keelson.runDir,
-      handlers: imageVerbs({ images, authsFor: nodeAuths }),
+      handlers: {
+        ...imageVerbs({ images, authsFor: nodeAuths }),
+        ...runtimeVerbs({
+          runtime: () => served,
+          streaming() {
+            streaming ??= loadStreaming();
+            return streaming;
+          },
+        }),
+      },
       log: log.child({ room: 'control' }),
       clock,
     });
@@ -174,6 +192,8 @@ async function assemble(
       version,
     });
     after(() => runtime.close());
+    served = runtime;
+    after(async () => (await streaming)?.close());
     for (const condition of await runtime.status()) {
       if (!condition.status) log.error({ condition: condition.type }, condition.message);
     }
@@ -469,7 +489,7 @@ function imagesOptions(config: AgentConfig, db: Database, log: Logger, clock: Cl
  */
 export async function openImageVerbs(
   config: AgentConfig,
-): Promise<{ readonly handlers: Handlers; close(): Promise<void> }> {
+): Promise<{ readonly handlers: ImageHandlers; close(): Promise<void> }> {
   process.umask(0o022);
   const db = openDatabase(join(config.keelson.stateDir, 'state.db'));
   try {

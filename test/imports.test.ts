@@ -21,6 +21,7 @@ const rules: readonly { room: string; may: readonly string[] }[] = [
       'runtime/host/',
       'runtime/api.ts',
       'runtime/streaming/types.ts',
+      'runtime/streaming/session.ts',
       'runtime/cri/client.ts',
     ],
   },

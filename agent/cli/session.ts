@@ -5,6 +5,7 @@ import { systemClock } from '../../runtime/host/clock.ts';
 import { abortError, errnoOf, isError, KeelsonError } from '../../runtime/host/errors.ts';
 import { type AgentConfig, loadConfig } from '../config/load.ts';
 import { agentListens, connectControl } from '../control/client.ts';
+import type { Handlers } from '../control/images.ts';
 import { type Control, socketName } from '../control/protocol.ts';
 
 const defaultConfigFile = '/etc/keelson/config.yaml';
@@ -18,6 +19,7 @@ const startMs = 15_000;
 export async function withControl<T>(
   configFile: string | undefined,
   body: (control: Control, signal: AbortSignal) => Promise<T>,
+  open: (configFile: string | undefined, signal: AbortSignal) => Promise<Session> = openSession,
 ): Promise<T> {
   const interrupted = new AbortController();
   const stop = (name: NodeJS.Signals) =>
@@ -29,7 +31,7 @@ export async function withControl<T>(
   const { signal } = interrupted;
   let session: Session | undefined;
   try {
-    session = await openSession(configFile, signal);
+    session = await open(configFile, signal);
     return await body(session.control, signal);
   } catch (error) {
     if (signal.aborted) throw abortError(signal, 'the command');
@@ -40,15 +42,33 @@ export async function withControl<T>(
   }
 }
 
+/** The same for what only a running agent, or `keelson runtime`, can do. Throws UNAVAILABLE where none runs. */
+export function withAgent<T>(
+  configFile: string | undefined,
+  body: (control: Control, signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  return withControl(configFile, body, askAgent);
+}
+
+async function askAgent(configFile: string | undefined): Promise<Session> {
+  const socket = join((await configOf(configFile)).keelson.runDir, socketName);
+  if (await agentListens(socket)) return { control: connectControl(socket), close: async () => {} };
+  throw new KeelsonError('UNAVAILABLE', `no agent listens on ${socket}`, {
+    hint: "start 'keelson agent' or 'keelson runtime', or name its configuration with --config",
+  });
+}
+
+function configOf(configFile: string | undefined): Promise<AgentConfig> {
+  return loadConfig(configFile ?? (existsSync(defaultConfigFile) ? defaultConfigFile : undefined));
+}
+
 interface Session {
   readonly control: Control;
   close(): Promise<void>;
 }
 
 async function openSession(configFile: string | undefined, signal: AbortSignal): Promise<Session> {
-  const config = await loadConfig(
-    configFile ?? (existsSync(defaultConfigFile) ? defaultConfigFile : undefined),
-  );
+  const config = await configOf(configFile);
   const socket = join(config.keelson.runDir, socketName);
   const agent = { control: connectControl(socket), close: async () => {} };
   if (await agentListens(socket)) return agent;
@@ -80,7 +100,17 @@ async function openHere(config: AgentConfig): Promise<Session> {
     process.stderr.write(
       `no agent runs: working on ${stateDir} directly; an agent that starts waits for this to end\n`,
     );
-    return { control: { call: (verb, request, options) => handlers[verb](request, options) }, close };
+    const known: Partial<Handlers> = handlers;
+    return {
+      control: {
+        async call(verb, request, options) {
+          const handler = known[verb];
+          if (handler !== undefined) return handler(request, options);
+          throw new KeelsonError('UNAVAILABLE', `${verb} needs a running agent`);
+        },
+      },
+      close,
+    };
   } catch (error) {
     if (!['EACCES', 'EPERM', 'EROFS'].includes(errnoOf(error) ?? '')) throw error;
     throw new KeelsonError('PERMISSION_DENIED', `cannot open ${stateDir}`, {

@@ -3,13 +3,15 @@ import { isAbsolute } from 'node:path';
 import type { ArchiveFormat, AuthConfig, Image, ImageArchives, ImageService } from '../../runtime/api.ts';
 import { KeelsonError } from '../../runtime/host/errors.ts';
 import type { CallOptions, Verb, Verbs } from './protocol.ts';
+import { flagOf, type Request, textOf } from './request.ts';
 
 /** Does one verb. `request` is whatever came over the wire. */
 export type Handler<V extends Verb> = (
-  request: Readonly<Record<string, unknown>>,
+  request: Request,
   options: CallOptions<V>,
 ) => Promise<Verbs[V]['result']>;
 export type Handlers = { readonly [V in Verb]: Handler<V> };
+export type ImageHandlers = Pick<Handlers, Extract<Verb, `images/${string}`>>;
 
 export interface ImageVerbsOptions {
   readonly images: ImageService & Partial<ImageArchives>;
@@ -19,7 +21,7 @@ export interface ImageVerbsOptions {
 
 const formats: readonly string[] = ['docker-archive', 'oci-archive', 'oci-layout'] satisfies ArchiveFormat[];
 
-export function imageVerbs({ images, authsFor }: ImageVerbsOptions): Handlers {
+export function imageVerbs({ images, authsFor }: ImageVerbsOptions): ImageHandlers {
   /** A name or a whole id, then the beginning of an id. Throws IMAGE_NOT_PRESENT, INVALID_ARGUMENT where it is not one. */
   const find = async (text: string): Promise<{ image: Image; known: string }> => {
     const beginning = /^(?:sha256:)?([0-9a-f]{4,64})$/.exec(text)?.[1];
@@ -96,20 +98,6 @@ export function imageVerbs({ images, authsFor }: ImageVerbsOptions): Handlers {
     'images/verify': async (request, { signal, onProgress }) =>
       archives().verifyImages({ repair: flagOf(request, 'repair'), signal, onLayer: onProgress }),
   };
-}
-
-type Request = Readonly<Record<string, unknown>>;
-
-function textOf(request: Request, name: string): string {
-  const value = request[name];
-  if (typeof value === 'string' && value !== '') return value;
-  throw new KeelsonError('INVALID_ARGUMENT', `${name}: a text is expected`);
-}
-
-function flagOf(request: Request, name: string): boolean {
-  const value = request[name] ?? false;
-  if (typeof value === 'boolean') return value;
-  throw new KeelsonError('INVALID_ARGUMENT', `${name}: true or false is expected`);
 }
 
 function pathOf(request: Request): string {

@@ -6,7 +6,20 @@
  * operation. Why HTTP and not gRPC: the agent has node:http loaded for the node's API anyway, and does not load a gRPC
  * library while nobody speaks the CRI to it.
  */
-import type { ArchiveFormat, AuthConfig, Image, LayerReport, PullProgress } from '../../runtime/api.ts';
+import type {
+  ArchiveFormat,
+  AuthConfig,
+  Container,
+  ContainerEvent,
+  ContainerStats,
+  ContainerStatus,
+  Image,
+  LayerReport,
+  PodSandboxMetadata,
+  PodSandboxStats,
+  PodSandboxStatus,
+  PullProgress,
+} from '../../runtime/api.ts';
 import { describe, type ErrorCode, KeelsonError } from '../../runtime/host/errors.ts';
 
 /** An image that a name, an id or the beginning of an id has led to. */
@@ -14,6 +27,24 @@ export interface RemovedImage {
   readonly id: string;
   /** The names that went with it. */
   readonly names: readonly string[];
+}
+
+/** A container with the pod that it is in. */
+export interface ListedContainer extends Container {
+  readonly pod: PodSandboxMetadata;
+}
+export interface ListedPod extends PodSandboxStatus {
+  /** How many containers it has, and how many of them run. */
+  readonly containers: { readonly running: number; readonly all: number };
+}
+
+/** Whether a name is one of a container or of a pod. See find.ts for what is a name. */
+export type Kind = 'container' | 'pod';
+export type Named = { readonly kind: Kind; readonly name: string };
+/** What a name has led to; `name` is `NAMESPACE/POD` or `NAMESPACE/POD/CONTAINER`. */
+export interface Found {
+  readonly id: string;
+  readonly name: string;
 }
 
 /** Every verb: what it is asked with, what it tells on its way, and what it ends with. Paths are absolute. */
@@ -41,6 +72,68 @@ export interface Verbs {
     request: { repair?: boolean };
     progress: LayerReport;
     result: readonly LayerReport[];
+  };
+
+  'runtime/containers': {
+    /** Of all pods and in all states, where nothing else is said. */
+    request: { pod?: string };
+    progress: never;
+    result: readonly ListedContainer[];
+  };
+  'runtime/pods': { request: Record<string, never>; progress: never; result: readonly ListedPod[] };
+  'runtime/inspect': {
+    request: Named;
+    progress: never;
+    result: {
+      readonly status: ContainerStatus | PodSandboxStatus;
+      readonly info: Readonly<Record<string, unknown>>;
+    };
+  };
+  /** Of running containers; all of them where no names are given. */
+  'runtime/container-stats': {
+    request: { names: readonly string[] };
+    progress: never;
+    result: readonly (ContainerStats & { readonly pod: PodSandboxMetadata })[];
+  };
+  'runtime/pod-stats': {
+    request: { names: readonly string[] };
+    progress: never;
+    result: readonly PodSandboxStats[];
+  };
+  /** Goes on until the caller leaves. The first message has no event: from then on none is missed. */
+  'runtime/events': {
+    request: Record<string, never>;
+    progress: { readonly event?: ContainerEvent };
+    result: never;
+  };
+  /** For a container: the stop signal, and KILL after `timeoutMs`. A pod's containers are killed at once. */
+  'runtime/stop': { request: Named & { timeoutMs: number }; progress: never; result: Found };
+  /** What runs is removed with `force` only: FAILED_PRECONDITION. */
+  'runtime/remove': { request: Named & { force: boolean }; progress: never; result: Found };
+  /** Where a container's log is; `previous`: that of the one that it took the place of. */
+  'runtime/log': {
+    request: { container: string; previous: boolean };
+    progress: never;
+    result: Found & { readonly logPath: string; readonly running: boolean };
+  };
+  /** Answers when the container does not run any more. */
+  'runtime/wait': { request: { id: string }; progress: never; result: { readonly exitCode: number } };
+  /** URLs of the streaming server, with a token in them that is good once, for a minute. */
+  'runtime/exec': {
+    request: { container: string; command: readonly string[]; stdin: boolean; tty: boolean };
+    progress: never;
+    result: { readonly url: string };
+  };
+  'runtime/attach': {
+    request: { container: string; stdin: boolean };
+    progress: never;
+    /** What the container was made with. */
+    result: { readonly url: string; readonly tty: boolean; readonly stdin: boolean };
+  };
+  'runtime/port-forward': {
+    request: { pod: string };
+    progress: never;
+    result: Found & { readonly url: string };
   };
 }
 

@@ -12,7 +12,7 @@ import { thinStream } from './stream.ts';
 
 export interface ControlServerOptions {
   readonly runDir: string;
-  readonly handlers: Handlers;
+  readonly handlers: Partial<Handlers>;
   readonly log: Logger;
   readonly clock: Clock;
 }
@@ -100,6 +100,9 @@ async function bind(server: import('node:http').Server, runDir: string, path: st
   }
 }
 
+/** Bytes of events that a caller may leave unread. */
+const mostUnread = 8 << 20;
+
 interface Context {
   readonly stop: AbortSignal;
   readonly log: Logger;
@@ -108,7 +111,7 @@ interface Context {
 
 /** Answers one request. Never rejects. */
 async function serve(
-  handlers: Handlers,
+  handlers: Partial<Handlers>,
   request: IncomingMessage,
   response: ServerResponse,
   { stop, log, clock }: Context,
@@ -130,7 +133,15 @@ async function serve(
     const stream = thinStream(clock, (progress) => line(200, { progress }));
     response.on('drain', stream.drained);
     const handler = handlers[verb as Verb] as Handler<Verb>;
-    const result = await handler(body, { signal, onProgress: stream.tell });
+    const all = (progress: unknown) => {
+      if (response.writableLength > mostUnread) {
+        gone.abort(new KeelsonError('UNAVAILABLE', 'the caller does not keep up'));
+        response.destroy();
+      } else line(200, { progress });
+    };
+    // Of numbers the newest is enough; each event counts.
+    const onProgress = verb === 'runtime/events' ? all : stream.tell;
+    const result = await handler(body, { signal, onProgress });
     stream.end();
     line(200, { result });
     log.debug({ verb, ms: Math.round(clock.monotonic() - started) }, 'done for the command line');
@@ -145,7 +156,7 @@ async function serve(
   response.end();
 }
 
-function verbOf(request: IncomingMessage, handlers: Handlers): Verb {
+function verbOf(request: IncomingMessage, handlers: Partial<Handlers>): Verb {
   const path = request.url ?? '';
   const verb = path.startsWith('/v1/') ? path.slice(4) : '';
   if (!Object.hasOwn(handlers, verb)) {

@@ -19,6 +19,23 @@ export function shortId(digest: string): string {
   return digest.replace(/^[a-z0-9+._-]+:/, '').slice(0, 12);
 }
 
+/** `0s`, `59s`, `3m`, `23h`, `400d`: the largest unit alone, as people ask how long ago. */
+export function formatAge(ms: number): string {
+  const seconds = Math.max(0, Math.floor(ms / 1000));
+  if (seconds < 60) return `${seconds}s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)}m`;
+  if (seconds < 86_400) return `${Math.floor(seconds / 3600)}h`;
+  return `${Math.floor(seconds / 86_400)}d`;
+}
+
+/** JSON that steers no terminal: what JSON leaves of control characters is escaped, too. */
+export function printJson(value: unknown, indent?: number): string {
+  return JSON.stringify(value, undefined, indent).replace(
+    /[\x7f-\x9f]/g,
+    (character) => `\\u00${character.charCodeAt(0).toString(16)}`,
+  );
+}
+
 /** One line of what others wrote (a registry, say), which must not steer the terminal: control characters become `?`. */
 export function printable(text: string): string {
   return text.replace(/[\t\r\n]+/g, ' ').replace(/[\x00-\x1f\x7f-\x9f]/g, '?');
