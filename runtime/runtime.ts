@@ -24,7 +24,7 @@ import { describe, KeelsonError } from './host/errors.ts';
 import type { Logger } from './host/log.ts';
 import { logPathOf } from './oci/bundle.ts';
 import { isAlive } from './processes.ts';
-import { recover } from './recovery.ts';
+import { makeNetworkSweep, recover } from './recovery.ts';
 import { makeSandboxes } from './sandbox.ts';
 import { wantedNamespaces } from './sandbox_config.ts';
 import { makeNamespacePinner, pinPaths } from './sandbox_namespaces.ts';
@@ -124,17 +124,9 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
   // Before recovery, so that no exit falls between the two.
   const exits = watchExits(folders.exits, (id) => void ends.noticeExit(id).catch(complain));
   await recover(context, ends, sandboxes, Object.keys(handlers));
-  const attached = [...state.sandboxes.values()].filter((record) => record.attached);
   const closing = new AbortController();
-  const sweeping = cni
-    .gc(
-      attached.map(({ id }) => ({ containerId: id, ifName: 'eth0' })),
-      closing.signal,
-    )
-    .catch((error) => {
-      if (!closing.signal.aborted)
-        log.warn({ err: error }, 'leftovers in the pod network could not be swept');
-    });
+  const sweepNetwork = makeNetworkSweep(context, closing.signal);
+  let sweeping = sweepNetwork();
 
   let endOfWait = () => {};
   let undoing: Promise<void> | undefined;
@@ -144,6 +136,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
         void ends.checkMonitor(record.id).catch(complain);
       }
     }
+    sweeping = sweepNetwork();
     undoing ??= sandboxes.undoLeft(closing.signal).finally(() => {
       undoing = undefined;
     });

@@ -150,7 +150,8 @@ for (const cniVersion of ['0.3.1', '0.4.0', '1.0.0']) {
       cniVersion,
       name: `pods-${own.bridge}`,
       plugins: [
-        bridgeOf(own),
+        // Dual stack: portmap 1.1.1 looks for its IPv6 rules in CHECK even where the pod has no such address.
+        bridgeOf(own, {}, { ranges: [[{ subnet: `${own.net4}.0/24` }], [{ subnet: `${own.net6}:/64` }]] }),
         { type: 'portmap', capabilities: { portMappings: true }, snat: true },
         ...(cniVersion === '0.3.1' ? [] : [{ type: 'firewall', backend: 'iptables' }]),
         { type: 'tuning', sysctl: { 'net.ipv4.conf.all.log_martians': '1' } },
@@ -162,12 +163,15 @@ for (const cniVersion of ['0.3.1', '0.4.0', '1.0.0']) {
     const portMappings = [{ hostPort: randomInt(40_000, 60_000), containerPort: 80, protocol: 'tcp' }];
     const { ips } = await cni.add(attachment(id, netns, { portMappings }));
     const rules = () =>
-      tryRun('iptables-save')
+      `${tryRun('iptables-save')}${tryRun('ip6tables-save')}`
         .split('\n')
         .filter(
-          (line) => line.includes(id) || line.includes(`${ips[0]}/32`) || line.includes(`${ips[0]}:80`),
+          (line) =>
+            [id, `${ips[0]}/32`, `${ips[0]}:80`].some((mark) => line.includes(mark)) ||
+            line.includes(ips[1]!),
         );
     assert.ok(rules().some((line) => line.includes(`--to-destination ${ips[0]}:80`)));
+    assert.ok(rules().some((line) => line.includes(`--to-destination [${ips[1]}]:80`)));
     if (cniVersion !== '0.3.1') await cni.check(attachment(id, netns));
     await cni.del(attachment(id, netns, { portMappings }));
     assert.deepEqual(rules(), []);

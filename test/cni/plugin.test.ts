@@ -346,6 +346,10 @@ test('GC: DEL for stale attachments of ours, then GC (1.1.0) with the valid ones
     { containerID: 'keep', ifname: 'eth0' },
     { containerID: 'foreign', ifname: 'eth0' },
   ]);
+  assert.deepEqual(
+    setup.calls()[4]!.input['cni.dev/attachments'],
+    setup.calls()[4]!.input['cni.dev/valid-attachments'],
+  );
   assert.deepEqual(readdirSync(join(setup.cacheDir, 'results')).sort(), [
     'pods-foreign-eth0',
     'pods-keep-eth0',
