@@ -39,6 +39,14 @@ export function attachmentOf({ id, config }: SandboxRecord): Omit<Attachment, 'n
   const rate = (name: string) => bitsPerSecond(annotations[`kubernetes.io/${name}-bandwidth`]);
   const ingressRate = rate('ingress');
   const egressRate = rate('egress');
+  const portMappings = config.portMappings
+    .filter(({ hostPort }) => hostPort)
+    .map(({ hostPort, containerPort, protocol, hostIp }) => ({
+      hostPort: hostPort!,
+      containerPort,
+      protocol: protocol.toLowerCase() as 'tcp' | 'udp' | 'sctp',
+      hostIP: hostIp || undefined,
+    }));
   // The kernel's bucket must hold something: as much as plugins take, about 2 GiB.
   const burst = 2 ** 31 - 1;
   return {
@@ -46,14 +54,7 @@ export function attachmentOf({ id, config }: SandboxRecord): Omit<Attachment, 'n
     ifName: 'eth0',
     args: { podName: metadata.name, podNamespace: metadata.namespace, podUid: metadata.uid },
     capabilities: {
-      portMappings: config.portMappings
-        .filter(({ hostPort }) => hostPort)
-        .map(({ hostPort, containerPort, protocol, hostIp }) => ({
-          hostPort: hostPort!,
-          containerPort,
-          protocol: protocol.toLowerCase() as 'tcp' | 'udp' | 'sctp',
-          hostIP: hostIp || undefined,
-        })),
+      portMappings: portMappings.length === 0 ? undefined : portMappings,
       dns: dns && { servers: dns.servers, searches: dns.searches, options: dns.options },
       bandwidth:
         ingressRate === undefined && egressRate === undefined
@@ -96,7 +97,9 @@ export function checkSandboxConfig(config: PodSandboxConfig, driver: 'cgroupfs' 
     // Network plugins get it in a list that has no way to quote these.
     if (/[;=]/.test(metadata[field])) throw invalid(`metadata.${field} may not hold ";" or "="`);
   }
-  for (const way of ['ingress', 'egress']) {
+  // The node's network takes no limits.
+  const limited = linux.security.namespaces.network === 'pod' ? ['ingress', 'egress'] : [];
+  for (const way of limited) {
     const name = `kubernetes.io/${way}-bandwidth`;
     const wanted = config.annotations[name];
     const rate = bitsPerSecond(wanted);
