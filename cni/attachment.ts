@@ -31,7 +31,11 @@ export interface CapabilityArgs {
   readonly ips?: readonly string[];
   readonly mac?: string;
   readonly aliases?: readonly string[];
+  readonly infinibandGUID?: string;
+  readonly deviceID?: string;
   readonly cgroupPath?: string;
+  /** All annotations of the pod: not in CONVENTIONS.md, but containerd and CRI-O give them under this name. */
+  readonly 'io.kubernetes.cri.pod-annotations'?: Readonly<Record<string, string>>;
 }
 
 export interface Attachment {
@@ -52,11 +56,23 @@ export interface Attached {
   readonly ips: string[];
 }
 
-/** What the plugins are told of an attachment. Pure. Throws INVALID_ARGUMENT for an id that a file name cannot carry. */
+/** Plugins cut CNI_ARGS at `;` and `=`, and nothing can be escaped: a name with one would add arguments of its own. */
+export function fitsCniArgs(value: string): boolean {
+  return !/[;=\0]/.test(value);
+}
+
+/**
+ * What the plugins are told of an attachment. Pure. Throws INVALID_ARGUMENT for an id that a file name cannot carry,
+ * and for names that CNI_ARGS cannot.
+ */
 export function targetOf(attachment: Detachment): Target {
   const { containerId, ifName, netns, args, capabilities } = attachment;
   if (!/^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/.test(containerId)) {
     throw new KeelsonError('INVALID_ARGUMENT', `container id ${JSON.stringify(containerId)} is not one`);
+  }
+  for (const [field, value] of Object.entries(args)) {
+    if (fitsCniArgs(value)) continue;
+    throw new KeelsonError('INVALID_ARGUMENT', `${field} ${JSON.stringify(value)} may not hold ";" or "="`);
   }
   return {
     containerId,

@@ -52,8 +52,10 @@ export function readCacheFile(text: string): CachedAttachment | undefined {
   if (typeof networkName !== 'string' || typeof containerId !== 'string' || typeof ifName !== 'string') {
     return undefined;
   }
-  if (networkName === '' || containerId === '' || ifName === '' || typeof config !== 'string')
+  // They become a file's name again.
+  if (![networkName, containerId].every((name) => /^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/.test(name)))
     return undefined;
+  if (!/^[^/\s\0]{1,15}$/.test(ifName) || typeof config !== 'string') return undefined;
   const isPair = (pair: unknown): pair is [string, string] =>
     Array.isArray(pair) && typeof pair[0] === 'string' && typeof pair[1] === 'string';
   return {

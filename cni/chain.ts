@@ -61,8 +61,8 @@ export interface Chain {
   cleanUp(settled: SettledNetwork, target: Target, previous?: CniResult): Promise<unknown[]>;
   /** CHECK of all plugins in order. */
   check(settled: SettledNetwork, target: Target, previous: CniResult, signal?: AbortSignal): Promise<void>;
-  /** STATUS of all plugins in order. */
-  status(settled: SettledNetwork, signal?: AbortSignal): Promise<void>;
+  /** STATUS of all plugins in order, `deadlineMs` for each. */
+  status(settled: SettledNetwork, deadlineMs: number, signal?: AbortSignal): Promise<void>;
   /** GC of all plugins, whatever the others say: errors are returned. */
   gc(
     settled: SettledNetwork,
@@ -128,13 +128,14 @@ export function makeChain(runner: PluginRunner): Chain {
         await invoke('CHECK', settled, plugin, target, previous, signal);
       }
     },
-    async status(settled, signal) {
+    async status(settled, deadlineMs, signal) {
       for (const plugin of settled.network.plugins) {
         await runner.run({
           command: 'STATUS',
           network: settled.network.name,
           type: plugin.type,
           input: executionConfig(settled, plugin),
+          deadlineMs,
           signal,
         });
       }
@@ -147,7 +148,8 @@ export function makeChain(runner: PluginRunner): Chain {
       const errors: unknown[] = [];
       for (const plugin of settled.network.plugins) {
         const input = executionConfig(settled, plugin, {
-          extra: { 'cni.dev/valid-attachments': attachments },
+          // The specification first had the second name, and plugins were written by it.
+          extra: { 'cni.dev/valid-attachments': attachments, 'cni.dev/attachments': attachments },
         });
         await runner
           .run({ command: 'GC', network: settled.network.name, type: plugin.type, input, signal })

@@ -3,7 +3,7 @@
  * one. Folders are watched, also before they exist; files are read again only after something changed.
  */
 import { type FSWatcher, watch } from 'node:fs';
-import { readFile, stat } from 'node:fs/promises';
+import { readdir, readFile, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { isError, KeelsonError } from '../runtime/host/errors.ts';
 import { listFolder } from '../runtime/host/files.ts';
@@ -50,9 +50,9 @@ async function loadNetwork(path: string): Promise<Network> {
   let network = parseNetwork(await readConfig(path), path);
   if (network.readsPluginFolder) {
     const folder = join(dirname(path), network.name);
-    for (const name of (await listFolder(folder).catch(() => []))
-      .filter((name) => name.endsWith('.conf'))
-      .sort()) {
+    const entries = await readdir(folder, { withFileTypes: true }).catch(() => []);
+    const names = entries.filter((entry) => !entry.isDirectory()).map(({ name }) => name);
+    for (const name of names.filter((name) => name.endsWith('.conf')).sort()) {
       network = addPlugin(network, await readConfig(join(folder, name)), join(folder, name));
     }
   }

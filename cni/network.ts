@@ -5,7 +5,7 @@
  * result after the last, and is removed only after all plugins have answered DEL. So a crash at any line leaves either
  * nothing or a file by which `del` and `gc` undo the rest, with the configuration that was in force at ADD.
  */
-import { stat } from 'node:fs/promises';
+import { statfs } from 'node:fs/promises';
 import { abortError, describe, isError, KeelsonError } from '../runtime/host/errors.ts';
 import { keyedQueue } from '../runtime/host/keyed.ts';
 import type { Logger } from '../runtime/host/log.ts';
@@ -15,7 +15,8 @@ import { makeChain, type SettledNetwork, type Target } from './chain.ts';
 import { type Network, parseNetwork } from './config.ts';
 import { type Configured, makeNetworkFolders } from './folder.ts';
 import { makeGate } from './gate.ts';
-import { makePluginRunner, pluginEnvironment, pluginPackage } from './plugin.ts';
+import { makePluginRunner, pluginEnvironment } from './plugin.ts';
+import { notConfigured, type Readiness, readinessOf } from './readiness.ts';
 import { addressesOf, type CniResult, readResult, writeResult } from './result.ts';
 import { settleVersion } from './settle.ts';
 import { atLeast } from './version.ts';
@@ -31,13 +32,13 @@ export interface Cni {
   del(attachment: Detachment, signal?: AbortSignal): Promise<void>;
   /** Does the attachment still hold? NOT_FOUND where there is none; says nothing for networks older than 0.4.0. */
   check(attachment: Attachment, signal?: AbortSignal): Promise<void>;
-  /** Can pods be attached now? `message` says why not, what to install, and which files were passed over. */
-  status(
-    signal?: AbortSignal,
-  ): Promise<{ readonly ready: boolean; readonly reason: string; readonly message: string }>;
+  /** Can pods be attached now? */
+  status(signal?: AbortSignal): Promise<Readiness>;
   /**
    * Detaches what is attached and not in `valid`: leftovers of crashes. Runs alone; attachments that were being made
-   * when it was called are kept. Attachments that other programs made in the same cache folder are left alone.
+   * when it was called are kept. Attachments that other programs made in the same cache folder are left alone, and so
+   * are those of networks with `disableGC`. Throws CNI_NOT_CONFIGURED where there is no network whose plugins could be
+   * asked, and otherwise where something could not be cleaned: it is worth being called again.
    */
   gc(
     valid: readonly { readonly containerId: string; readonly ifName: string }[],
@@ -53,7 +54,10 @@ export interface WatchedCni extends Cni {
 
 export type { Attached, Attachment, CapabilityArgs, Detachment } from './attachment.ts';
 
-const notReady = 'NetworkPluginNotReady';
+/** Enough for a plugin that asks its daemon; the node's status waits for it. */
+const statusDeadlineMs = 10_000;
+/** statfs(2): the file system of namespaces. */
+const nsfsMagic = 0x6e736673;
 
 export function makeCni(options: {
   readonly confDirs: readonly string[];
@@ -198,15 +202,17 @@ export function makeCni(options: {
       throw new KeelsonError('NOT_FOUND', `container ${attachment.containerId} is attached to no network`);
     }
     if (network.network.disableCheck || !atLeast(network.version, '0.4.0')) return;
-    await chain.check(network, targetOf(attachment), previous, signal);
+    const { cniArgs, capabilityArgs } = entry!;
+    await chain.check(network, { ...targetOf(attachment), cniArgs, capabilityArgs }, previous, signal);
   };
 
   const gc = async (
     valid: readonly { readonly containerId: string; readonly ifName: string }[],
     signal?: AbortSignal,
   ): Promise<void> => {
-    const network = await settle(await folders.current());
-    if (network?.network.disableGc) return;
+    const configured = await folders.current();
+    const network = await settle(configured);
+    const now = network?.network;
     const keyOf = (of: { containerId: string; ifName: string }) => `${of.containerId}/${of.ifName}`;
     const keys = new Set(valid.map(keyOf));
     const errors: unknown[] = [];
@@ -215,12 +221,13 @@ export function makeCni(options: {
     for (const entry of await cache.list()) {
       if (keys.has(keyOf(entry))) continue;
       if (!entry.ours) {
-        if (entry.networkName === network?.network.name) kept.push(entry);
+        if (entry.networkName === now?.name) kept.push(entry);
         continue;
       }
       try {
         const then = (await networkAtAdd(entry, signal)) ?? network;
         if (then === undefined) continue; // Kept until there is a network whose plugins can be asked.
+        if (then.network.disableGc || (now?.disableGc && now.name === entry.networkName)) continue;
         await undo(entry, then, { ...entry, netns: await existing(entry.netns) }, signal);
         log.info(
           { container: entry.containerId, network: entry.networkName },
@@ -230,42 +237,25 @@ export function makeCni(options: {
         errors.push(error);
       }
     }
-    if (network !== undefined && atLeast(network.version, '1.1.0')) {
+    if (network !== undefined && !network.network.disableGc && atLeast(network.version, '1.1.0')) {
       errors.push(...(await chain.gc(network, kept, signal)));
     }
     if (errors.length > 0) {
       throw new KeelsonError(
         'CNI_PLUGIN_FAILED',
         `network clean-up is incomplete: ${errors.map(describe).join('; ')}`,
-        {
-          cause: errors[0],
-        },
+        { cause: errors[0] },
       );
     }
+    if (network === undefined) throw notConfigured(confDirs, configured.skipped);
   };
 
-  const status = async (signal?: AbortSignal) => {
-    const configured = await folders.current();
-    const skipped = configured.skipped.length === 0 ? '' : `passed over: ${configured.skipped.join('; ')}`;
-    const no = (message: string) => ({
-      ready: false,
-      reason: notReady,
-      message: skipped === '' ? message : `${message}; ${skipped}`,
-    });
-    if (configured.network === undefined) return no(describe(notConfigured(confDirs, [])));
-    try {
-      const types = configured.network.plugins.flatMap(({ type, ipamType }) =>
-        ipamType === undefined ? [type] : [type, ipamType],
-      );
-      await Promise.all([...new Set(types)].map((type) => runner.find(type)));
-      const network = await settle(configured);
-      if (network !== undefined && atLeast(network.version, '1.1.0')) await chain.status(network, signal);
-    } catch (error) {
-      if (!isError(error) || signal?.aborted) throw error;
-      return no(describe(error));
-    }
-    return { ready: true, reason: '', message: skipped };
-  };
+  const status = async (signal?: AbortSignal) =>
+    readinessOf(
+      await folders.current(),
+      { confDirs, runner, chain, settle, deadlineMs: Math.min(deadlineMs, statusDeadlineMs) },
+      signal,
+    );
 
   return {
     add: (attachment, signal) => {
@@ -288,20 +278,12 @@ export function makeCni(options: {
   };
 }
 
+/** The path where a namespace is; plugins refuse the plain file that is left of a pin after a reboot. */
 async function existing(path: string | undefined): Promise<string | undefined> {
   if (path === undefined || path === '') return undefined;
-  return stat(path).then(
-    () => path,
+  return statfs(path).then(
+    ({ type }) => (type === nsfsMagic ? path : undefined),
     () => undefined,
-  );
-}
-
-function notConfigured(confDirs: readonly string[], skipped: readonly string[]): KeelsonError {
-  const why = skipped.length === 0 ? '' : ` (${skipped.join('; ')})`;
-  return new KeelsonError(
-    'CNI_NOT_CONFIGURED',
-    `no network is configured: no valid .conflist, .conf or .json file in ${confDirs.join(' or ')}${why}`,
-    { hint: `install the package ${pluginPackage} and put a network configuration into ${confDirs[0]}` },
   );
 }
 

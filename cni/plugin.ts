@@ -21,6 +21,8 @@ export interface PluginCall {
   readonly netns?: string;
   readonly ifName?: string;
   readonly args?: readonly (readonly [string, string])[];
+  /** Milliseconds, where they are not the runner's. */
+  readonly deadlineMs?: number;
   readonly signal?: AbortSignal;
 }
 
@@ -118,7 +120,7 @@ export function makePluginRunner(options: {
         CNI_PATH: binDirs.join(':'),
       },
       input: call.input,
-      deadlineMs,
+      deadlineMs: call.deadlineMs ?? deadlineMs,
       maxOutput,
       signal: call.signal,
       abortGraceMs: call.command === 'ADD' ? addGraceMs : undefined,
@@ -155,7 +157,7 @@ export function makePluginRunner(options: {
       } catch (error) {
         if (isError(error, 'CNI_PLUGIN_MISSING') || call.signal?.aborted) throw error;
         const why = isError(error, 'DEADLINE_EXCEEDED')
-          ? `it did not end within ${deadlineMs} ms and was killed`
+          ? `it did not end within ${call.deadlineMs ?? deadlineMs} ms and was killed`
           : isError(error, 'EXEC_OUTPUT_TOO_LARGE')
             ? `it wrote more than ${maxOutput} bytes and was killed`
             : (error as Error).message;

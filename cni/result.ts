@@ -2,7 +2,8 @@
  * Results of plugins (CNI specification, section 5), in one inner form that every version converts from and to. Pure.
  *
  * 0.3.x and 0.4.0 name the family of each address (`version`), 1.0.0 does not, 1.1.0 adds fields to interfaces and
- * routes. What is not part of the specification is dropped, as libcni does.
+ * routes. Newer fields are kept where libcni keeps them: those of routes always, those of interfaces since 1.0.0, as
+ * plugins built today write them into results of older versions too. What no version knows is dropped, as libcni does.
  */
 import { isIP } from 'node:net';
 import { atLeast, type CniVersion, isKnown } from './version.ts';
@@ -81,16 +82,21 @@ function number(value: unknown, what: string): number | undefined {
   return value as number;
 }
 
+/** No zone, which Node.js takes for a part of an address and nobody else does here. */
+function isAddress(value: string): boolean {
+  return isIP(value) !== 0 && !value.includes('%');
+}
+
 function ip(value: unknown, what: string): string | undefined {
   const found = text(value, what);
-  if (found !== undefined && isIP(found) === 0) throw new ResultProblem(`${what} is not an IP address`);
+  if (found !== undefined && !isAddress(found)) throw new ResultProblem(`${what} is not an IP address`);
   return found;
 }
 
 function cidr(value: unknown, what: string): string {
   const match = typeof value === 'string' ? /^([^/]+)\/(\d{1,3})$/.exec(value) : null;
   const family = isIP(match?.[1] ?? '');
-  if (match === null || family === 0 || Number(match[2]) > (family === 4 ? 32 : 128)) {
+  if (match === null || !isAddress(match[1]!) || Number(match[2]) > (family === 4 ? 32 : 128)) {
     throw new ResultProblem(`${what} is not an address with a prefix length`);
   }
   return match[0];
@@ -169,7 +175,6 @@ export function readResult(value: unknown, configVersion: CniVersion): CniResult
 /** The result as `version` writes it: for `prevResult` and for the cache. */
 export function writeResult(result: CniResult, version: CniVersion): Record<string, unknown> {
   const { interfaces, ips, routes, dns } = result;
-  const newest = atLeast(version, '1.1.0');
   const named = !atLeast(version, '1.0.0');
   return compact({
     cniVersion: version,
@@ -177,7 +182,7 @@ export function writeResult(result: CniResult, version: CniVersion): Record<stri
       interfaces.length === 0
         ? undefined
         : interfaces.map(({ name, mac, sandbox, mtu, socketPath, pciID }) =>
-            compact({ name, mac, sandbox, ...(newest ? { mtu, socketPath, pciID } : {}) }),
+            compact({ name, mac, sandbox, ...(named ? {} : { mtu, socketPath, pciID }) }),
           ),
     ips:
       ips.length === 0
@@ -185,17 +190,14 @@ export function writeResult(result: CniResult, version: CniVersion): Record<stri
         : ips.map((entry) =>
             named ? { version: isIP(entry.address.split('/')[0]!) === 6 ? '6' : '4', ...entry } : entry,
           ),
-    routes:
-      routes.length === 0
-        ? undefined
-        : routes.map((route) => (newest ? route : compact({ dst: route.dst, gw: route.gw }))),
+    routes: routes.length === 0 ? undefined : routes,
     dns,
   });
 }
 
 /**
  * The addresses of interface `ifName` in the sandbox, without prefix lengths, in the plugin's order; all addresses
- * where the result does not say whose they are.
+ * where the result does not say whose they are, but for the loopback interface's.
  */
 export function addressesOf(result: CniResult, ifName: string): string[] {
   const ours = result.ips.filter(({ interface: at }) => {
@@ -203,5 +205,5 @@ export function addressesOf(result: CniResult, ifName: string): string[] {
     return owner === undefined || (owner.name === ifName && (owner.sandbox ?? '') !== '');
   });
   const found = (ours.length === 0 ? result.ips : ours).map(({ address }) => address.split('/')[0]!);
-  return [...new Set(found)];
+  return [...new Set(found)].filter((address) => !/^127\.|^(0*:)+0*1$/.test(address));
 }

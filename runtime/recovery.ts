@@ -7,6 +7,7 @@ import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { ContainerEnds } from './container_end.ts';
 import type { Context } from './context.ts';
+import { describe, isError } from './host/errors.ts';
 import { listFolder, removeTree } from './host/files.ts';
 import { readMounts } from './oci/mounts.ts';
 import {
@@ -94,6 +95,50 @@ export async function recover(
     sweepRuntimeState(context, handlers, attempt),
     sweepFiles(context),
   ]);
+}
+
+const firstSweepWaitMs = 30_000;
+const longestSweepWaitMs = 3_600_000;
+
+/**
+ * Sweeps what no sandbox owns out of the pod network. At boot its plugins or their configuration may come after us,
+ * so each call tries again until it has worked once, after failures less and less often. Never rejects.
+ */
+export function makeNetworkSweep(
+  { state, cni, log, clock }: Context,
+  signal: AbortSignal,
+): () => Promise<void> {
+  let done = false;
+  let running: Promise<void> | undefined;
+  let notBefore = 0;
+  let wait = firstSweepWaitMs;
+  const sweep = async () => {
+    try {
+      const attached = [...state.sandboxes.values()].filter((record) => record.attached);
+      await cni.gc(
+        attached.map(({ id }) => ({ containerId: id, ifName: 'eth0' })),
+        signal,
+      );
+      done = true;
+    } catch (error) {
+      // Nothing was asked, so there is nothing to spare.
+      if (signal.aborted || isError(error, 'CNI_NOT_CONFIGURED')) return;
+      log.warn(
+        { err: error, reason: describe(error) },
+        'leftovers in the pod network could not be swept yet',
+      );
+      notBefore = clock.monotonic() + wait;
+      wait = Math.min(wait * 2, longestSweepWaitMs);
+    }
+  };
+  return () => {
+    if (running === undefined && !done && clock.monotonic() >= notBefore) {
+      running = sweep().finally(() => {
+        running = undefined;
+      });
+    }
+    return running ?? Promise.resolve();
+  };
 }
 
 /** A container that was created or running when the last agent ended. */

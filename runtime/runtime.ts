@@ -29,7 +29,7 @@ import { forwardPort } from './io/forward.ts';
 import { logPathOf } from './oci/bundle.ts';
 import { handlerFeatures } from './oci/handlers.ts';
 import { isAlive } from './processes.ts';
-import { recover } from './recovery.ts';
+import { makeNetworkSweep, recover } from './recovery.ts';
 import { makeDetails } from './report/details.ts';
 import { makeStats } from './report/stats.ts';
 import { makeUpdateResources, resourcesOf } from './resources/update.ts';
@@ -141,17 +141,9 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
   // Before recovery, so that no exit falls between the two.
   const exits = watchExits(folders.exits, (id) => void ends.noticeExit(id).catch(complain));
   await recover(context, ends, sandboxes, Object.keys(handlers));
-  const attached = [...state.sandboxes.values()].filter((record) => record.attached);
   const closing = new AbortController();
-  const sweeping = cni
-    .gc(
-      attached.map(({ id }) => ({ containerId: id, ifName: 'eth0' })),
-      closing.signal,
-    )
-    .catch((error) => {
-      if (!closing.signal.aborted)
-        log.warn({ err: error }, 'leftovers in the pod network could not be swept');
-    });
+  const sweepNetwork = makeNetworkSweep(context, closing.signal);
+  let sweeping = sweepNetwork();
 
   let endOfWait = () => {};
   let undoing: Promise<void> | undefined;
@@ -161,6 +153,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
         void ends.checkMonitor(record.id).catch(complain);
       }
     }
+    sweeping = sweepNetwork();
     undoing ??= sandboxes.undoLeft(closing.signal).finally(() => {
       undoing = undefined;
     });

@@ -32,11 +32,24 @@ export function resolvConf(dns: DnsConfig): string {
   return lines.map((line) => `${line}\n`).join('');
 }
 
+/**
+ * What the network is told of a sandbox. Capability arguments come from where the CRI has them: port mappings, DNS,
+ * cgroup parent and the bandwidth annotations. It has nothing for the others (ips, mac, ipRanges, aliases, deviceID,
+ * infinibandGUID); plugins that have conventions of their own for these read them from the annotations.
+ */
 export function attachmentOf({ id, config }: SandboxRecord): Omit<Attachment, 'netns'> {
   const { metadata, dns, annotations } = config;
   const rate = (name: string) => bitsPerSecond(annotations[`kubernetes.io/${name}-bandwidth`]);
   const ingressRate = rate('ingress');
   const egressRate = rate('egress');
+  const portMappings = config.portMappings
+    .filter(({ hostPort }) => hostPort)
+    .map(({ hostPort, containerPort, protocol, hostIp }) => ({
+      hostPort: hostPort!,
+      containerPort,
+      protocol: protocol.toLowerCase() as 'tcp' | 'udp' | 'sctp',
+      hostIP: hostIp || undefined,
+    }));
   // The kernel's bucket must hold something: as much as plugins take, about 2 GiB.
   const burst = 2 ** 31 - 1;
   return {
@@ -44,14 +57,7 @@ export function attachmentOf({ id, config }: SandboxRecord): Omit<Attachment, 'n
     ifName: 'eth0',
     args: { podName: metadata.name, podNamespace: metadata.namespace, podUid: metadata.uid },
     capabilities: {
-      portMappings: config.portMappings
-        .filter(({ hostPort }) => hostPort)
-        .map(({ hostPort, containerPort, protocol, hostIp }) => ({
-          hostPort: hostPort!,
-          containerPort,
-          protocol: protocol.toLowerCase() as 'tcp' | 'udp' | 'sctp',
-          hostIP: hostIp || undefined,
-        })),
+      portMappings: portMappings.length === 0 ? undefined : portMappings,
       dns: dns && { servers: dns.servers, searches: dns.searches, options: dns.options },
       bandwidth:
         ingressRate === undefined && egressRate === undefined
@@ -63,17 +69,25 @@ export function attachmentOf({ id, config }: SandboxRecord): Omit<Attachment, 'n
               egressBurst: egressRate && burst,
             },
       cgroupPath: config.linux.cgroupParent || undefined,
+      'io.kubernetes.cri.pod-annotations': Object.keys(annotations).length === 0 ? undefined : annotations,
     },
   };
 }
 
-/** A Kubernetes quantity such as `10M`, as the bandwidth annotations hold it; undefined where it is none. Pure. */
+const decimalUnits = ['n', 'u', 'm', '', 'k', 'M', 'G', 'T', 'P', 'E'];
+const binaryUnits = ['', 'Ki', 'Mi', 'Gi', 'Ti', 'Pi', 'Ei'];
+
+/** A Kubernetes quantity such as `10M`, `1.5Gi` or `1e6`, rounded up; undefined where it is none. Pure. */
 export function bitsPerSecond(quantity: string | undefined): number | undefined {
-  const match = /^(\d+(?:\.\d+)?)([kKMGT]i?)?$/.exec(quantity ?? '');
+  const match = /^\+?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3}|[A-Za-z]{0,2})$/.exec(quantity ?? '');
   if (match === null) return undefined;
-  const [, digits, unit = ''] = match;
-  const power = ['', 'k', 'm', 'g', 't'].indexOf(unit.slice(0, 1).toLowerCase());
-  return Math.round(Number(digits) * (unit.endsWith('i') ? 1024 : 1000) ** power);
+  const [, digits, suffix] = match as unknown as [string, string, string];
+  if (/^[eE][+-]?\d/.test(suffix)) return Math.ceil(Number(digits + suffix));
+  if (decimalUnits.includes(suffix)) {
+    return Math.ceil(Number(`${digits}e${(decimalUnits.indexOf(suffix) - 3) * 3}`));
+  }
+  const power = binaryUnits.indexOf(suffix);
+  return power < 0 ? undefined : Math.ceil(Number(digits) * 1024 ** power);
 }
 
 /** Pure. Throws INVALID_ARGUMENT. */
@@ -83,6 +97,21 @@ export function checkSandboxConfig(config: PodSandboxConfig, driver: 'cgroupfs' 
   for (const field of ['name', 'uid', 'namespace'] as const) {
     if (metadata[field] === '' || metadata[field].includes('\0'))
       throw invalid(`metadata.${field} is missing`);
+    // Network plugins get it in a list that has no way to quote these.
+    if (/[;=]/.test(metadata[field])) throw invalid(`metadata.${field} may not hold ";" or "="`);
+  }
+  // The node's network takes no limits.
+  const limited = linux.security.namespaces.network === 'pod' ? ['ingress', 'egress'] : [];
+  for (const way of limited) {
+    const name = `kubernetes.io/${way}-bandwidth`;
+    const wanted = config.annotations[name];
+    const rate = bitsPerSecond(wanted);
+    // The bounds of Kubernetes. A pod that asks for a limit and silently gets none would be worse.
+    if (wanted !== undefined && !(rate !== undefined && rate >= 1e3 && rate <= 1e15)) {
+      throw invalid(
+        `annotation ${name}: ${JSON.stringify(wanted)} is no rate from 1k to 1P (bits per second)`,
+      );
+    }
   }
   if (!/^[a-zA-Z0-9_.-]{0,64}$/.test(hostname)) throw invalid(`${JSON.stringify(hostname)} is no host name`);
   if (logDirectory !== '' && (!logDirectory.startsWith('/') || /(^|\/)\.\.(\/|$)|\0/.test(logDirectory))) {

@@ -117,6 +117,9 @@ test("plugins of the network's own folder are added, and seen when they come", a
   await changesUntil(folders, async () => (await types()) === 'one,two');
   writeFileSync(join(setup.confDir, 'pods', '10.conf'), '{"type":"first"}');
   await changesUntil(folders, async () => (await types()) === 'one,first,two');
+  mkdirSync(join(setup.confDir, 'pods', '30.conf'));
+  writeFileSync(join(setup.confDir, 'pods', '40.conf'), '{"type":"last"}');
+  await changesUntil(folders, async () => (await types()) === 'one,first,two,last');
 });
 
 test('readiness says what to install and where, flips both ways, and ADD follows', async (t) => {

@@ -1,6 +1,6 @@
 /** What keelson tells plugins, and what it makes of plugins that misbehave. */
 import assert from 'node:assert/strict';
-import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { KeelsonError } from '../../runtime/host/errors.ts';
@@ -336,7 +336,6 @@ test('GC: DEL for stale attachments of ours, then GC (1.1.0) with the valid ones
   const foreign = join(setup.cacheDir, 'results', 'pods-foreign-eth0');
   const file = JSON.parse(readFileSync(foreign, 'utf8'));
   delete file.runtime;
-  const { writeFileSync } = await import('node:fs');
   writeFileSync(foreign, JSON.stringify(file));
   writeFileSync(join(setup.cacheDir, 'results', 'pods-torn-eth0'), '');
   await cni.gc([{ containerId: 'keep', ifName: 'eth0' }]);
@@ -346,6 +345,10 @@ test('GC: DEL for stale attachments of ours, then GC (1.1.0) with the valid ones
     { containerID: 'keep', ifname: 'eth0' },
     { containerID: 'foreign', ifname: 'eth0' },
   ]);
+  assert.deepEqual(
+    setup.calls()[4]!.input['cni.dev/attachments'],
+    setup.calls()[4]!.input['cni.dev/valid-attachments'],
+  );
   assert.deepEqual(readdirSync(join(setup.cacheDir, 'results')).sort(), [
     'pods-foreign-eth0',
     'pods-keep-eth0',
@@ -383,4 +386,100 @@ test('calls for one container do not overlap', async (t) => {
     cni.add(attachment('c1', netns)),
   ]);
   assert.deepEqual(commands(setup), ['ADD one', 'DEL one', 'ADD one']);
+});
+
+test('a plugin that hangs in STATUS, DEL or GC is ended, and what it should have done is done later', async (t) => {
+  const setup = setUp(t);
+  const body = `[ $CNI_COMMAND = ADD ] && ${answer('10.9.8.7/24')}; exit 0`;
+  const hang = `[ $CNI_COMMAND = ADD ] && ${answer('10.9.8.7/24')} && exit 0; exec sleep 987654`;
+  setup.plugin('one', hang);
+  setup.config('10.conflist', list([{ type: 'one' }], { cniVersion: '1.1.0' }));
+  const cni = setup.cni({ deadlineMs: 500 });
+  const status = await cni.status();
+  assert.equal(status.ready, false);
+  assert.match(status.message, /\(STATUS\): it did not end within 500 ms and was killed/);
+  await cni.add(attachment('c1', netns));
+  await assert.rejects(
+    cni.del(attachment('c1', netns)),
+    failsWith('CNI_PLUGIN_FAILED', /\(DEL\): it did not end within 500 ms/),
+  );
+  await assert.rejects(cni.gc([]), failsWith('CNI_PLUGIN_FAILED', /\(DEL\): .*\(GC\): it did not end/));
+  assert.deepEqual(readdirSync(join(setup.cacheDir, 'results')), ['pods-c1-eth0']);
+  setup.plugin('one', body);
+  await cni.gc([]);
+  assert.deepEqual(readdirSync(join(setup.cacheDir, 'results')), []);
+  assert.equal((await cni.status()).ready, true);
+});
+
+test('VERSION that is garbage, endless or fatal leaves the word to the plugin itself', async (t) => {
+  for (const said of ['echo nonsense', 'echo "[]"', `echo '{"supportedVersions":7}'`, 'exit 0']) {
+    const setup = setUp(t);
+    setup.plugin('one', `[ $CNI_COMMAND = VERSION ] && { ${said}; exit 0; }; ${answer('10.9.8.7/24')}`);
+    setup.config('10.conflist', list([{ type: 'one' }], { cniVersions: ['0.4.0', '1.0.0'] }));
+    assert.deepEqual(await setup.cni().add(attachment('c1', netns)), { ips: ['10.9.8.7'] }, said);
+  }
+  const setup = setUp(t);
+  setup.plugin('one', 'kill -9 $$');
+  setup.config('10.conflist', list([{ type: 'one' }], { cniVersions: ['0.4.0', '1.0.0'] }));
+  const cni = setup.cni();
+  assert.match((await cni.status()).message, /\(VERSION\): it was ended by signal 9/);
+  await assert.rejects(cni.add(attachment('c1', netns)), failsWith('CNI_PLUGIN_FAILED', /VERSION/));
+  assert.deepEqual(commands(setup), ['VERSION one', 'VERSION one']);
+});
+
+test('the plain file that a reboot leaves of a pinned namespace is not taken for one', async (t) => {
+  const setup = setUp(t);
+  setup.plugin('one', `[ $CNI_COMMAND = ADD ] && ${answer('10.9.8.7/24')}; exit 0`);
+  setup.config('10.conflist', list([{ type: 'one' }]));
+  const pin = join(setup.root, 'pin');
+  writeFileSync(pin, '');
+  const cni = setup.cni();
+  for (const id of ['c1', 'c2']) await cni.add(attachment(id, pin));
+  await cni.del(attachment('c1', pin));
+  await cni.gc([]);
+  assert.deepEqual(
+    setup.calls().map(({ env }) => `${env['CNI_COMMAND']} ${env['CNI_NETNS']}`),
+    [`ADD ${pin}`, `ADD ${pin}`, 'DEL ', 'DEL '],
+  );
+});
+
+test('GC without a network detaches what it can, and says that it must be called again', async (t) => {
+  const setup = setUp(t);
+  setup.plugin('one', `[ $CNI_COMMAND = ADD ] && ${answer('10.9.8.7/24')}; exit 0`);
+  setup.config('10.conflist', list([{ type: 'one' }], { cniVersion: '1.1.0' }));
+  await setup.cni().add(attachment('c1', netns));
+  rmSync(join(setup.confDir, '10.conflist'));
+  const cni = setup.cni();
+  await assert.rejects(cni.gc([]), failsWith('CNI_NOT_CONFIGURED'));
+  assert.deepEqual(commands(setup), ['ADD one', 'DEL one']);
+  assert.deepEqual(readdirSync(join(setup.cacheDir, 'results')), []);
+  setup.config('10.conflist', list([{ type: 'one' }], { cniVersion: '1.1.0' }));
+  await cni.gc([]);
+  assert.deepEqual(commands(setup).slice(2), ['GC one']);
+});
+
+test('disableGC: neither GC nor DEL for that network, but for others', async (t) => {
+  const setup = setUp(t);
+  setup.plugin('one', `[ $CNI_COMMAND = ADD ] && ${answer('10.9.8.7/24')}; exit 0`);
+  setup.config('10.conflist', list([{ type: 'one' }], { name: 'before' }));
+  await setup.cni().add(attachment('c1', netns));
+  setup.config('10.conflist', list([{ type: 'one' }], { cniVersion: '1.1.0', disableGC: true }));
+  const cni = setup.cni();
+  await cni.add(attachment('c2', netns));
+  await cni.gc([]);
+  assert.deepEqual(commands(setup), ['ADD one', 'ADD one', 'DEL one']);
+  assert.deepEqual(readdirSync(join(setup.cacheDir, 'results')), ['pods-c2-eth0']);
+});
+
+test('names that would add arguments to CNI_ARGS are refused', async (t) => {
+  const setup = setUp(t);
+  setup.plugin('one', answer('10.9.8.7/24'));
+  setup.config('10.conflist', list([{ type: 'one' }]));
+  const cni = setup.cni();
+  const wanted = attachment('c1', netns);
+  for (const podName of ['web;IP=10.0.0.1', 'a=b', 'a\0b']) {
+    const args = { ...wanted.args, podName };
+    await assert.rejects(cni.add({ ...wanted, args }), failsWith('INVALID_ARGUMENT', /podName/));
+  }
+  assert.deepEqual(setup.calls(), []);
 });

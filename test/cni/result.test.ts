@@ -31,18 +31,15 @@ test('1.1.0 comes back as it was', () => {
   assert.deepEqual(writeResult(readResult(full, '1.0.0'), '1.1.0'), full);
 });
 
-test('1.0.0 has no fields of 1.1.0', () => {
+test('newer fields stay where libcni keeps them: all in 1.0.0, those of routes in 0.4.0', () => {
   const written = writeResult(readResult(full, '1.0.0'), '1.0.0');
-  assert.deepEqual(written, {
-    cniVersion: '1.0.0',
-    interfaces: [
-      { name: 'br0', mac: '00:11:22:33:44:55' },
-      { name: 'eth0', mac: '00:11:22:33:44:66', sandbox: '/run/netns/a' },
-    ],
-    ips: full.ips,
-    routes: [{ dst: '0.0.0.0/0', gw: '10.1.2.1' }, { dst: '::/0' }],
-    dns: full.dns,
-  });
+  assert.deepEqual(written, { ...full, cniVersion: '1.0.0' });
+  const older = writeResult(readResult(full, '1.0.0'), '0.4.0');
+  assert.deepEqual(older['interfaces'], [
+    { name: 'br0', mac: '00:11:22:33:44:55' },
+    { name: 'eth0', mac: '00:11:22:33:44:66', sandbox: '/run/netns/a' },
+  ]);
+  assert.deepEqual(older['routes'], full.routes);
 });
 
 for (const version of ['0.3.0', '0.3.1', '0.4.0'] as const) {
@@ -85,6 +82,7 @@ for (const [name, value] of [
   ['a version that is no string', { cniVersion: 1 }],
   ['an address without prefix', { ips: [{ address: '10.0.0.1' }] }],
   ['a prefix that is too long', { ips: [{ address: '10.0.0.1/33' }] }],
+  ['an address with a zone', { ips: [{ address: 'fe80::1%eth0/64' }] }],
   ['an address that is none', { ips: [{ address: '10.0.0.256/8' }] }],
   ['no address', { ips: [{}] }],
   ['an interface that is not there', { ips: [{ address: '10.0.0.1/8', interface: 0 }] }],
@@ -120,6 +118,20 @@ test('where the result does not say whose they are, all addresses count', () => 
     '1.0.0',
   );
   assert.deepEqual(addressesOf(result, 'eth0'), ['10.0.0.1', 'fd00::1']);
+});
+
+test('the loopback interface gives a pod no address', () => {
+  const result = readResult(
+    {
+      interfaces: [{ name: 'lo', sandbox: '/n' }],
+      ips: [
+        { address: '127.0.0.1/8', interface: 0 },
+        { address: '::1/128', interface: 0 },
+      ],
+    },
+    '1.0.0',
+  );
+  assert.deepEqual(addressesOf(result, 'eth0'), []);
 });
 
 test('fuzz: any JSON gives a result or a ResultProblem, and what is read can be written', () => {

@@ -310,8 +310,17 @@ test('resolv.conf and bandwidth', () => {
     ['', undefined],
     [undefined, undefined],
     ['M', undefined],
-    ['1m', undefined],
+    ['1m', 1],
+    ['1P', 1e15],
+    ['2e6', 2_000_000],
+    ['2.5E3', 2500],
+    ['.5M', 500_000],
+    ['1E', 1e18],
     ['-1', undefined],
+    ['1x', undefined],
+    ['1kI', undefined],
+    ['1e', undefined],
+    ['.', undefined],
   ];
   for (const [quantity, bits] of cases) assert.equal(bitsPerSecond(quantity), bits, String(quantity));
 });
