@@ -10,6 +10,8 @@ import { makeForeignCollector, type SlowCollector } from './images/foreign_colle
 
 export interface ForeignRuntime {
   readonly runtime: RuntimeService;
+  /** `containerd` */
+  readonly name: string;
   readonly images: ImageService;
   readonly collector: SlowCollector;
   /** The runtime's own where it tells, else the configuration's. */
@@ -43,11 +45,12 @@ export async function openForeignRuntime(options: ForeignRuntimeOptions): Promis
   });
   const { runtime, images } = client;
   try {
-    for (let told = false; ; told = true) {
+    let name = '';
+    for (let told = false; name === ''; told = true) {
       try {
         const found = await runtime.version();
         log.info({ endpoint, ...found }, 'containers are run by another runtime');
-        break;
+        name = found.runtimeName || 'unknown';
       } catch (error) {
         if (!isError(error, 'UNAVAILABLE', 'DEADLINE_EXCEEDED')) throw error;
         if (!told) log.warn({ endpoint, err: error }, 'the container runtime does not answer yet: waiting');
@@ -70,6 +73,7 @@ export async function openForeignRuntime(options: ForeignRuntimeOptions): Promis
     }
     return {
       runtime,
+      name,
       images,
       collector: makeForeignCollector({ runtime, images, clock, log }),
       cgroupDriver,

@@ -255,7 +255,7 @@ async function assemble(
       client,
       objects,
       events,
-      config: podsConfig({ ...config, cgroupDriver }),
+      config: { ...podsConfig({ ...config, cgroupDriver }), runtimeName: foreign?.name },
       sources: [
         ...(client === undefined ? [] : (['api'] as const)),
         ...(config.staticPodPath === undefined ? [] : (['file'] as const)),

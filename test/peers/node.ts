@@ -59,11 +59,12 @@ export interface TestNode {
   readonly ports: { readonly api: number; readonly healthz: number };
   /** The agent's process now; throws FAILED_PRECONDITION while there is none. */
   readonly agent: Daemon;
-  start(): Promise<void>;
+  /** `args`: besides those of the options. */
+  start(args?: readonly string[]): Promise<void>;
   /** KILL, as a crash; containers go on. */
   kill9(): Promise<void>;
   /** KILL and a new start at once. */
-  restart9(): Promise<void>;
+  restart9(args?: readonly string[]): Promise<void>;
   /** TERM and the wait for its end. */
   stop(): Promise<void>;
   /** The end of the agent's log. */
@@ -159,7 +160,7 @@ export async function startNode(options: TestNodeOptions = {}): Promise<TestNode
       get agent() {
         return running();
       },
-      async start() {
+      async start(args = []) {
         agent = await startDaemon(
           join(root, 'packaging/keelson'),
           [
@@ -168,14 +169,15 @@ export async function startNode(options: TestNodeOptions = {}): Promise<TestNode
             ...(kubeconfig === undefined ? [] : ['--kubeconfig', kubeconfig]),
             ...['--hostname-override', name],
             ...(options.args ?? []),
+            ...args,
           ],
           { logFile: paths.logFile, env: options.env },
         );
       },
       kill9: () => running().kill(),
-      async restart9() {
+      async restart9(args) {
         await node.kill9();
-        await node.start();
+        await node.start(args);
       },
       stop: () => running().stop(),
       log: (bytes) => running().tail(bytes),
