@@ -26,6 +26,8 @@ export interface TestNodeOptions {
   /** No CNI configuration: a node without a network. */
   readonly network?: false;
   readonly args?: readonly string[];
+  /** Only the runtime, for a kubelet of others. Default `agent`. */
+  readonly command?: 'agent' | 'runtime';
   readonly env?: Readonly<Record<string, string>>;
 }
 
@@ -163,14 +165,16 @@ export async function startNode(options: TestNodeOptions = {}): Promise<TestNode
       async start(args = []) {
         agent = await startDaemon(
           join(root, 'packaging/keelson'),
-          [
-            'agent',
-            ...['--config', paths.configFile],
-            ...(kubeconfig === undefined ? [] : ['--kubeconfig', kubeconfig]),
-            ...['--hostname-override', name],
-            ...(options.args ?? []),
-            ...args,
-          ],
+          options.command === 'runtime'
+            ? ['runtime', '--config', paths.configFile]
+            : [
+                'agent',
+                ...['--config', paths.configFile],
+                ...(kubeconfig === undefined ? [] : ['--kubeconfig', kubeconfig]),
+                ...['--hostname-override', name],
+                ...(options.args ?? []),
+                ...args,
+              ],
           { logFile: paths.logFile, env: options.env },
         );
       },
