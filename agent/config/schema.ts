@@ -33,7 +33,7 @@ const period = string({
 });
 const absolute = { pattern: /^\//, expects: 'absolute path' };
 const unixSocket = {
-  pattern: /^(unix:(\/\/)?)?\//,
+  pattern: /^(unix:(\/\/)?)?\/[^/]/,
   expects: 'unix socket such as "unix:///run/containerd/containerd.sock"',
 };
 const outputRouting = () =>

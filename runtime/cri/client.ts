@@ -68,8 +68,8 @@ export function makeCriClient(options: CriClientOptions): CriClient {
 }
 
 function socketOf(endpoint: string): string {
-  const path = endpoint.replace(/^unix:(?:\/\/)?(?=\/)/, '');
-  if (path.startsWith('/')) return path;
+  const [, path] = /^(?:unix:(?:\/\/)?)?(\/[^/].*)$/.exec(endpoint) ?? [];
+  if (path !== undefined) return path;
   throw new KeelsonError('CONFIG_INVALID', `the container runtime endpoint ${endpoint} is no unix socket`, {
     hint: 'write it as unix:///run/containerd/containerd.sock',
   });
