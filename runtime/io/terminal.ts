@@ -35,17 +35,24 @@ export async function execOnTerminal(options: TerminalOptions): Promise<number> 
   checkCommand(options);
   const folder = join(options.bundle, `exec-${randomBytes(6).toString('hex')}`);
   await mkdir(folder, { mode: 0o700 });
+  let working: Promise<unknown> = Promise.resolve();
   try {
     const size = await firstSize(options);
+    checkCommand(options);
     await writeFile(join(folder, 'process.json'), await processSpec(options, size), { mode: 0o600 });
     const child = start(options, folder);
     const [attachable, starter] = child.more as [Readable, Spawned['more'][number]];
     const answers = readAnswers(child.answer!);
     for (const pipe of [child.stdout, child.stderr, starter]) pipe.on('error', () => {}).resume();
     let inside: ProcessIdentity | undefined;
-    const leave = () => {
-      if (inside !== undefined) signalProcess(inside, 'SIGHUP');
+    const close = () => {
       for (const pipe of [child.answer, starter, attachable, child.stdout, child.stderr]) pipe?.destroy();
+    };
+    const leave = () => {
+      // Before it has begun there is nobody to tell; whoever waits for the beginning does it then.
+      if (inside === undefined) return;
+      signalProcess(inside, 'SIGHUP');
+      close();
     };
     const work = async (): Promise<number> => {
       // The first byte lets conmon go, the second, once somebody is attached, the command.
@@ -66,9 +73,14 @@ export async function execOnTerminal(options: TerminalOptions): Promise<number> 
       if (ended === undefined) throw failed(command, 'its monitor was killed');
       return ended.data;
     };
-    return await untilLeft(work(), signal, leave);
+    const result = work().finally(close);
+    working = result;
+    return await untilLeft(result, signal, leave);
   } finally {
-    await rm(folder, { recursive: true, force: true });
+    const removed = working.catch(() => {}).then(() => rm(folder, { recursive: true, force: true }));
+    // What was left behind half begun is not waited for.
+    if (signal?.aborted) removed.catch(() => {});
+    else await removed;
   }
 }
 

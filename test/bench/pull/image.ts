@@ -5,13 +5,13 @@
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { access, copyFile, mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
-import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { fileURLToPath } from 'node:url';
 import { exec } from '../../../runtime/host/exec.ts';
 import { removeTree } from '../../../runtime/host/files.ts';
 import { openSuite, unpackPackages } from '../../peers/debian.ts';
+import { cacheFolder } from '../../peers/go-programs.ts';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const repository = join(here, '../../..');
@@ -100,11 +100,6 @@ export async function benchImage(signal: AbortSignal): Promise<BenchImage> {
   const layout = join(folder, 'layout');
   const paths = (kind: Kind) => layers[kind].map((digest) => blobPath(layout, digest));
   return { layout, contents, layers: { gzip: paths('gzip'), zstd: paths('zstd') } };
-}
-
-/** Where what takes long to make is kept between runs, outside of the checkout. */
-export function cacheFolder(): string {
-  return join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'keelson');
 }
 
 const blobPath = (layout: string, digest: string) =>
