@@ -447,6 +447,11 @@ async function openRuntime(
 async function foreignRuntime(config: AgentConfig, log: Logger, clock: Clock) {
   const { containerRuntimeEndpoint: endpoint } = config;
   if (endpoint === undefined) return undefined;
+  if (config.keelson.imagesDir !== undefined) {
+    log.warn(
+      'keelson.imagesDir is not looked at: with containerRuntimeEndpoint images are those of the other runtime',
+    );
+  }
   const { openForeignRuntime } = await import('./foreign_runtime.ts');
   return openForeignRuntime({ endpoint, config, clock, log: log.child({ room: 'runtime' }) });
 }
@@ -497,12 +502,18 @@ function imagesOptions(config: AgentConfig, db: Database, log: Logger, clock: Cl
 
 /**
  * The image room alone, for a command where no agent runs. Throws DATABASE_LOCKED where one does; the lock is held until
- * `close`.
+ * `close`. With `containerRuntimeEndpoint` it is the other runtime that is asked.
  */
 export async function openImageVerbs(
   config: AgentConfig,
 ): Promise<{ readonly handlers: Handlers; close(): Promise<void> }> {
   process.umask(0o022);
+  const endpoint = config.imageServiceEndpoint ?? config.containerRuntimeEndpoint;
+  if (endpoint !== undefined) {
+    const { makeCriClient } = await import('../runtime/cri/client.ts');
+    const { images, close } = makeCriClient({ endpoint, clock: systemClock, log: makeLogger('warn') });
+    return { handlers: imageVerbs({ images }), close: async () => close() };
+  }
   const db = openDatabase(join(config.keelson.stateDir, 'state.db'));
   try {
     const images = await makeImages(imagesOptions(config, db, makeLogger('warn'), systemClock));

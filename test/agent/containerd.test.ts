@@ -69,6 +69,7 @@ async function setStage(t: TestContext): Promise<Stage> {
       t.diagnostic(`the end of containerd's log:\n${await containerd.daemon.tail(4000)}`);
     }
     await node.cleanup();
+    await containerd.forgetNetworks();
   });
   return { node, apiserver, containerd, image };
 }

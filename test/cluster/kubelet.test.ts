@@ -109,6 +109,15 @@ test('a stock kubelet runs a deployment on keelson', { skip }, async (t) => {
     'through kubelet to the streaming server',
   );
 
+  await until('kubelet to know what the pods use', async () => {
+    const metrics = await kubectl('get', '--raw', `/api/v1/nodes/${runtime.name}/proxy/metrics/resource`);
+    const used = (pod: Pod) =>
+      new RegExp(`^container_memory_working_set_bytes\\{.*pod="${pod.metadata!.name}".*\\} [1-9]`, 'm').test(
+        metrics,
+      );
+    return pods.every(used) ? true : undefined;
+  });
+
   // The runtime is killed and comes back: containers go on, kubelet goes on.
   const ids = pods.map((pod) => pod.status!.containerStatuses![0]!.containerID).sort();
   await runtime.restart9();

@@ -91,4 +91,6 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const found = await clusterPrograms();
   if ('missing' in found) throw new KeelsonError('DEPENDENCY_MISSING', found.missing);
   console.log(dirname(found.kubectl));
+  const kubelet = await kubeletProgram();
+  if (typeof kubelet === 'string') console.log(kubelet);
 }

@@ -1,9 +1,10 @@
 /** containerd with folders and a socket of its own, for the pods of a test node: its network, its registry. */
-import { access, mkdir, writeFile } from 'node:fs/promises';
+import { access, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { makeCriClient } from '../../runtime/cri/client.ts';
 import { systemClock } from '../../runtime/host/clock.ts';
 import { KeelsonError } from '../../runtime/host/errors.ts';
+import { listFolder } from '../../runtime/host/files.ts';
 import { makeLogger } from '../../runtime/host/log.ts';
 import { type ContainerdPrograms, containerdPrograms } from './containerd.ts';
 import { cacheFolder } from './go-programs.ts';
@@ -25,6 +26,8 @@ export interface ContainerdService {
   start(): Promise<void>;
   /** Its containers go on. */
   stop(): Promise<void>;
+  /** Removes what network plugins' results it has left where they cannot be told to go elsewhere. It must not run. */
+  forgetNetworks(): Promise<void>;
   readonly daemon: Daemon;
 }
 
@@ -95,6 +98,14 @@ conf_dir = '${options.cniConfDir}'
       }
     },
     stop: () => running().stop(),
+    async forgetNetworks() {
+      const results = '/var/lib/cni/results';
+      for (const name of await listFolder(results)) {
+        const path = join(results, name);
+        const text = await readFile(path, 'utf8').catch(() => '');
+        if (text.includes(folder)) await rm(path, { force: true });
+      }
+    },
   };
 }
 
