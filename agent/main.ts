@@ -34,6 +34,7 @@ import { startControl } from './control/server.ts';
 import { type ImageAccess, makeImageAccess } from './images/access.ts';
 import { type ImageGc, startImageGc } from './images/gc.ts';
 import { watchManifests } from './manifests/watch.ts';
+import { fetchMetrics } from './metrics/fetches.ts';
 import { processMetrics } from './metrics/process.ts';
 import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
@@ -344,7 +345,7 @@ async function assemble(
           throw new KeelsonError('NOT_FOUND', `the log of container "${container}" in pod "${name}" is gone`);
         },
         healthy,
-        metrics: [pulls.source, processMetrics],
+        metrics: [pulls.source, fetchMetrics(imageRoom.fetchMetrics), processMetrics],
       });
       after(() => api.close());
     }
@@ -370,12 +371,16 @@ async function assemble(
       });
       after(() => watched?.close());
     });
-    const calm = whenCalm(clock, calmMs, () => {
-      archives().catch((error: unknown) => log.error({ err: error }, 'image archives are not looked for'));
+    const calm = whenCalm(clock, calmMs, async () => {
+      await archives().catch((error: unknown) =>
+        log.error({ err: error }, 'image archives are not looked for'),
+      );
       flushCompileCache(); // A killed process would not leave it to the next one.
-      giveMemoryBack().catch((error: unknown) => log.warn({ err: error }, 'cannot give memory back'));
+      // Last, for what comes before needs memory only once.
+      await giveMemoryBack().catch((error: unknown) => log.warn({ err: error }, 'cannot give memory back'));
     });
     after(runtime.containerEvents(calm.stir));
+    after(imageRoom.events(calm.stir));
     after(calm.close);
     log.info({ node: nodeName, version, standalone: client === undefined }, 'keelson is up');
     return closeAll;
@@ -538,7 +543,7 @@ export async function warmThreads(): Promise<void> {
 }
 
 /** Calls `act` each time when nothing has stirred for `ms`; it begins stirred. */
-function whenCalm(clock: Clock, ms: number, act: () => void): { stir(): void; close(): void } {
+function whenCalm(clock: Clock, ms: number, act: () => unknown): { stir(): void; close(): void } {
   let cancel = clock.after(ms, act);
   return {
     stir() {

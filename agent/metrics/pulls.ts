@@ -47,18 +47,15 @@ export function countPulls<T extends ImageService>(
   const durations = new Map<string, Histogram>();
   const layersBy = { fetched: 0, present: 0, failed: 0 };
   const pullsBy = { succeeded: 0, failed: 0, aborted: 0 };
-  let bytes = 0;
 
   const hear = (pull: object, progress: PullProgress) => {
     const { digest, phase } = progress;
     let layer = layers.get(digest);
-    const before = layer?.progress.bytes ?? (phase === 'downloading' ? 0 : progress.bytes);
     if (layer === undefined) {
       layer = { pulls: new Set(), progress, ended: false };
       layers.set(digest, layer);
     }
     layer.pulls.add(pull);
-    if (phase !== 'waiting' && phase !== 'present') bytes += Math.max(0, progress.bytes - before);
     layer.progress = progress;
     if (phase === 'downloading') layer.ended = false;
     else if (!layer.ended && (phase === 'done' || phase === 'present')) {
@@ -112,12 +109,6 @@ export function countPulls<T extends ImageService>(
     const byResult = (counts: Readonly<Record<string, number>>) =>
       Object.entries(counts).map(([result, value]) => ({ labels: { result }, value }));
     return [
-      {
-        name: 'keelson_image_pull_bytes_total',
-        help: 'Bytes of layers fetched from registries.',
-        type: 'counter',
-        samples: one(bytes),
-      },
       {
         name: 'keelson_image_pull_layers_total',
         help: 'Layers that pulls fetched, found present, or did not get.',
