@@ -6,9 +6,9 @@ import type { Node, Pod } from 'kubernetes-types/core/v1.js';
 import { kubeletProgram } from '../peers/binaries.ts';
 import { type Cluster, startCluster } from '../peers/cluster.ts';
 import { busyboxImage, pushImage } from '../peers/image.ts';
-import { startKubelet } from '../peers/kubelet.ts';
+import { type Kubelet, startKubelet } from '../peers/kubelet.ts';
 import { startNode, type TestNode } from '../peers/node.ts';
-import { type Daemon, waitFor } from '../peers/process.ts';
+import { waitFor } from '../peers/process.ts';
 import { startRegistry } from '../peers/registry.ts';
 import { isReady, skip as noCluster, pageOf, webServer } from './stage.ts';
 
@@ -22,13 +22,13 @@ test('a stock kubelet runs a deployment on keelson', { skip }, async (t) => {
   await pushImage(registry.host, 'test/web:1', busyboxImage({ page: 'one\n' }));
   let cluster: Cluster | undefined;
   let node: TestNode | undefined;
-  let daemon: Daemon | undefined;
+  let started: Kubelet | undefined;
   t.after(async () => {
     if (!t.passed) {
-      t.diagnostic(`the end of kubelet's log:\n${await daemon?.tail(16_000)}`);
+      t.diagnostic(`the end of kubelet's log:\n${await started?.daemon.tail(16_000)}`);
       t.diagnostic(`the end of the runtime's log:\n${await node?.log(8000)}`);
     }
-    await daemon?.kill();
+    await started?.end();
     await node?.cleanup();
     await cluster?.close();
   });
@@ -42,14 +42,14 @@ test('a stock kubelet runs a deployment on keelson', { skip }, async (t) => {
     async () => ((await runtime.log()).includes('the runtime is up') ? true : undefined),
     { deadlineMs: 30_000, daemon: runtime.agent },
   );
-  daemon = await startKubelet({
+  started = await startKubelet({
     program: kubelet,
     node: runtime,
     kubeconfig: await plane.makeNodeKubeconfig(runtime.name),
     clientCaFile: plane.caFile,
     endpoint: `unix://${socket}`,
   });
-  const running = daemon;
+  const running = started.daemon;
   const until = <T>(what: string, probe: () => Promise<T | undefined>, deadlineMs = 120_000) =>
     waitFor(what, probe, { deadlineMs, everyMs: 200, daemon: running });
   const found = await until('the node to be ready', async () => {

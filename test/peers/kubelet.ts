@@ -1,5 +1,6 @@
 /** A stock kubelet for a test node: in the node's folders, on the node's ports, on whatever runtime its socket has. */
-import { mkdir, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { mkdir, readFile, rmdir, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { cgroupHierarchies } from './machine.ts';
 import type { TestNode } from './node.ts';
@@ -14,8 +15,20 @@ export interface KubeletOptions {
   readonly endpoint: string;
 }
 
-/** Starts it; it ends with `stop()` of what is returned, its pods go on. */
-export async function startKubelet(options: KubeletOptions): Promise<Daemon> {
+/** What kubelet sets for the whole machine when it starts, whatever its configuration says. */
+const tunables = ['vm/overcommit_memory', 'vm/panic_on_oom', 'kernel/panic', 'kernel/panic_on_oops'].map(
+  (name) => `/proc/sys/${name}`,
+);
+/** Where it listens for device plugins, whatever its --root-dir is, innermost first. */
+const elsewhere = ['/var/lib/kubelet/device-plugins', '/var/lib/kubelet', '/var/log/containers'];
+
+export interface Kubelet {
+  readonly daemon: Daemon;
+  /** KILL, and everything of the machine that it has changed is as it was. Its pods go on. */
+  end(): Promise<void>;
+}
+
+export async function startKubelet(options: KubeletOptions): Promise<Kubelet> {
   const { node } = options;
   const { paths, ports } = node;
   const at = (name: string) => join(paths.folder, name);
@@ -48,7 +61,9 @@ export async function startKubelet(options: KubeletOptions): Promise<Daemon> {
     nodeStatusUpdateFrequency: '2s',
   };
   await writeFile(at('kubelet.json'), JSON.stringify(config, null, 2));
-  return startDaemon(
+  const before = await Promise.all(tunables.map((path) => readFile(path, 'utf8')));
+  const made = elsewhere.filter((folder) => !existsSync(folder));
+  const daemon = await startDaemon(
     options.program,
     [
       ...['--config', at('kubelet.json'), '--kubeconfig', options.kubeconfig],
@@ -57,4 +72,13 @@ export async function startKubelet(options: KubeletOptions): Promise<Daemon> {
     ],
     { logFile: at('kubelet.log') },
   );
+  return {
+    daemon,
+    async end() {
+      await daemon.kill();
+      for (const [index, path] of tunables.entries()) await writeFile(path, before[index]!);
+      if (made.length > 0) await unlink(join(elsewhere[0]!, 'kubelet.sock')).catch(() => {});
+      for (const folder of made) await rmdir(folder).catch(() => {});
+    },
+  };
 }
