@@ -5,6 +5,7 @@ import { makeCni } from '../cni/network.ts';
 import type { ImageFolder } from '../images/archive/watch.ts';
 import { type ImagesOptions, makeImages } from '../images/service.ts';
 import { makeUnpackPool } from '../images/unpack/pool.ts';
+import type { RuntimeService } from '../runtime/api.ts';
 import { loadModules, serveCri } from '../runtime/cri/serve.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
 import { type Clock, sleep, systemClock } from '../runtime/host/clock.ts';
@@ -51,6 +52,7 @@ export interface AgentOptions {
   /** Over the configuration's. */
   readonly nodeName: string | undefined;
   readonly nodeIp: string | undefined;
+  readonly containerRuntimeEndpoint?: string;
   readonly imageCredentialProviderConfig: string | undefined;
   readonly imageCredentialProviderBinDir: string | undefined;
   /** Only the runtime and its CRI socket, for the kubelet of others: no pods of its own, no apiserver. */
@@ -74,6 +76,7 @@ export async function warmRest(): Promise<void> {
 /** Runs the node until SIGTERM or SIGINT; containers go on without it. Resolves when it has started. */
 export async function startAgent(options: AgentOptions): Promise<void> {
   const config = await loadConfig(options.configFile, {
+    containerRuntimeEndpoint: options.containerRuntimeEndpoint,
     keelson: {
       hostnameOverride: options.nodeName,
       nodeIP: options.nodeIp,
@@ -127,8 +130,10 @@ async function assemble(
   try {
     const folders = [keelson.runDir, keelson.kubeletDir, config.podLogsDir, keelson.containerLogsDir];
     await Promise.all(folders.map((folder) => ensureFolder(folder)));
-    const db = await openState(config, log, clock);
-    after(() => db.close());
+    const foreign = runtimeOnly ? undefined : await foreignRuntime(config, log, clock);
+    if (foreign !== undefined) after(() => foreign.close());
+    const db = foreign === undefined ? await openState(config, log, clock) : undefined;
+    after(() => db?.close());
     let access: ImageAccess | undefined;
     let imageGc: ImageGc | undefined;
     let watched: ImageFolder | undefined;
@@ -137,15 +142,18 @@ async function assemble(
       const found = await access?.credentials(image, nobody, signal);
       return found?.credentials.map(({ auth }) => auth) ?? [];
     };
-    const imageRoom = await makeImages({
-      ...imagesOptions(config, db, log, clock),
-      onStorageFull: () => imageGc?.spaceRanOut(),
-      onImageLost: () => watched?.look(),
-      mirrorAuths: (host) => nodeAuths(`${host}/any`, ending.signal),
-    });
-    const pulls = countPulls(imageRoom, clock);
+    const imageRoom =
+      db &&
+      (await makeImages({
+        ...imagesOptions(config, db, log, clock),
+        onStorageFull: () => imageGc?.spaceRanOut(),
+        onImageLost: () => watched?.look(),
+        mirrorAuths: (host) => nodeAuths(`${host}/any`, ending.signal),
+      }));
+    after(() => imageRoom?.close());
+    const ownPulls = imageRoom && countPulls(imageRoom, clock);
+    const pulls = ownPulls ?? countPulls(foreign!.images, clock);
     const { images } = pulls;
-    after(() => images.close());
     let served: EmbeddedRuntime | undefined;
     let streaming: Promise<StreamingServer> | undefined;
     const loadStreaming = async (): Promise<StreamingServer> => {
@@ -158,66 +166,29 @@ async function assemble(
       runDir: keelson.runDir,
       handlers: {
         ...imageVerbs({ images, authsFor: nodeAuths }),
-        ...runtimeVerbs({
-          runtime: () => served,
-          streaming() {
-            streaming ??= loadStreaming();
-            return streaming;
-          },
-        }),
+        // Whoever runs another runtime has that one's tools.
+        ...(db &&
+          runtimeVerbs({
+            runtime: () => served,
+            streaming() {
+              streaming ??= loadStreaming();
+              return streaming;
+            },
+          })),
       },
       log: log.child({ room: 'control' }),
       clock,
     });
     after(() => control.close());
-    const cni = makeCni({
-      confDirs: keelson.cniConfDirs,
-      binDirs: keelson.cniBinDirs,
-      cacheDir: keelson.cniCacheDir,
-      log: log.child({ room: 'cni' }),
-    });
-    after(() => cni.close());
-    const runtime = await makeRuntime({
-      db,
-      stateDir: keelson.stateDir,
-      runDir: keelson.runDir,
-      images,
-      cni,
-      log: log.child({ room: 'runtime' }),
-      clock,
-      handlers: keelson.runtimes,
-      conmon: keelson.conmon,
-      selinux: keelson.selinux,
-      cgroupDriver: config.cgroupDriver,
-      version,
-    });
-    after(() => runtime.close());
-    served = runtime;
+    const own =
+      db && ownPulls && (await openRuntime(config, { db, images: ownPulls.images, log, clock, after }));
+    served = own?.runtime;
     after(async () => (await streaming)?.close());
-    for (const condition of await runtime.status()) {
-      if (!condition.status) log.error({ condition: condition.type }, condition.message);
-    }
-    const criSocket = keelson.criSocket ?? join(keelson.runDir, 'keelson.sock');
-    if (criSocket !== '') {
-      const cri = await serveCri({
-        socket: criSocket,
-        runtime,
-        images,
-        log: log.child({ room: 'cri' }),
-        clock,
-        streaming: { idleMs: config.streamingConnectionIdleTimeout },
-        info: async () => ({
-          config: { ...keelson, cgroupDriver: config.cgroupDriver },
-          cniconfig: { PluginDirs: keelson.cniBinDirs, PluginConfDirs: keelson.cniConfDirs },
-          lastCNILoadStatus: (await cni.status()).message || 'OK',
-        }),
-      });
-      after(() => cri.close());
-    }
     if (runtimeOnly) {
-      log.info({ version, criSocket }, 'the runtime is up');
+      log.info({ version }, 'the runtime is up');
       return closeAll;
     }
+    const runtime: RuntimeService = own?.runtime ?? foreign!.runtime;
 
     const client =
       kubeconfigFile === undefined
@@ -242,7 +213,7 @@ async function assemble(
     after(() => events.close());
     const facts = makeFactsReader({
       kubeletDir: keelson.kubeletDir,
-      stateDir: keelson.stateDir,
+      stateDir: foreign?.imagesFolder ?? keelson.stateDir,
       nodeIP: keelson.nodeIP,
     });
     let reflector: Reflector | undefined;
@@ -259,12 +230,12 @@ async function assemble(
             clock,
             log: log.child({ room: 'node' }),
             kubeletVersion: `${kubernetesVersion}-keelson.${version}`,
-            handlers: Object.keys(keelson.runtimes),
+            handlers: foreign?.handlers ?? Object.keys(keelson.runtimes),
             onApiserverBack: () => reflector?.retryNow(),
           });
     if (node !== undefined) {
       after(() => node.close());
-      after(cni.onChange(() => node.poke()));
+      if (own !== undefined) after(own.cni.onChange(() => node.poke()));
     }
     const objects = makeObjectCache({
       client,
@@ -297,7 +268,7 @@ async function assemble(
       allocatable,
     });
     const cgroups = detectCgroups();
-    const { cgroupDriver } = config;
+    const cgroupDriver = foreign?.cgroupDriver ?? config.cgroupDriver;
     const pods = makePodManager({
       runtime,
       images,
@@ -307,7 +278,7 @@ async function assemble(
       client,
       objects,
       events,
-      config: podsConfig(config),
+      config: { ...podsConfig({ ...config, cgroupDriver }), runtimeName: foreign?.name },
       sources: [
         ...(client === undefined ? [] : (['api'] as const)),
         ...(config.staticPodPath === undefined ? [] : (['file'] as const)),
@@ -323,7 +294,7 @@ async function assemble(
     });
     after(() => pods.close());
     imageGc = startImageGc({
-      images,
+      images: ownPulls?.images ?? foreign!.collector,
       pods: () => pods.pods(),
       disk: async () => (await facts.read()).imagefs,
       thresholds: {
@@ -409,11 +380,13 @@ async function assemble(
       after(() => healthz.close());
     }
     const archives = once(async () => {
+      // Archives go into our own images only.
+      if (db === undefined || ownPulls === undefined) return;
       const { watchImageFolder } = await import('../images/archive/watch.ts');
       watched = watchImageFolder({
         folder: keelson.imagesDir ?? join(keelson.stateDir, 'images'),
         db,
-        images,
+        images: ownPulls.images,
         log: log.child({ room: 'images' }),
         clock,
         onEvent: calm.stir,
@@ -437,6 +410,77 @@ async function assemble(
     await closeAll();
     throw error;
   }
+}
+
+/** The runtime inside keelson with its networks, served over the CRI as configured. */
+async function openRuntime(
+  config: AgentConfig,
+  parts: {
+    readonly db: Database;
+    readonly images: Awaited<ReturnType<typeof makeImages>>;
+    readonly log: Logger;
+    readonly clock: Clock;
+    after(close: () => Promise<void> | void): void;
+  },
+) {
+  const { keelson } = config;
+  const { db, images, log, clock, after } = parts;
+  const cni = makeCni({
+    confDirs: keelson.cniConfDirs,
+    binDirs: keelson.cniBinDirs,
+    cacheDir: keelson.cniCacheDir,
+    log: log.child({ room: 'cni' }),
+  });
+  after(() => cni.close());
+  const runtime = await makeRuntime({
+    db,
+    stateDir: keelson.stateDir,
+    runDir: keelson.runDir,
+    images,
+    cni,
+    log: log.child({ room: 'runtime' }),
+    clock,
+    handlers: keelson.runtimes,
+    conmon: keelson.conmon,
+    selinux: keelson.selinux,
+    cgroupDriver: config.cgroupDriver,
+    version,
+  });
+  after(() => runtime.close());
+  for (const condition of await runtime.status()) {
+    if (!condition.status) log.error({ condition: condition.type }, condition.message);
+  }
+  const criSocket = keelson.criSocket ?? join(keelson.runDir, 'keelson.sock');
+  if (criSocket !== '') {
+    const cri = await serveCri({
+      socket: criSocket,
+      runtime,
+      images,
+      log: log.child({ room: 'cri' }),
+      clock,
+      streaming: { idleMs: config.streamingConnectionIdleTimeout },
+      info: async () => ({
+        config: { ...keelson, cgroupDriver: config.cgroupDriver },
+        cniconfig: { PluginDirs: keelson.cniBinDirs, PluginConfDirs: keelson.cniConfDirs },
+        lastCNILoadStatus: (await cni.status()).message || 'OK',
+      }),
+    });
+    after(() => cri.close());
+  }
+  return { runtime, cni };
+}
+
+/** The runtime that `containerRuntimeEndpoint` names, once it answers; what speaks gRPC is loaded only for it. */
+async function foreignRuntime(config: AgentConfig, log: Logger, clock: Clock) {
+  const { containerRuntimeEndpoint: endpoint } = config;
+  if (endpoint === undefined) return undefined;
+  if (config.keelson.imagesDir !== undefined) {
+    log.warn(
+      'keelson.imagesDir is not looked at: with containerRuntimeEndpoint images are those of the other runtime',
+    );
+  }
+  const { openForeignRuntime } = await import('./foreign_runtime.ts');
+  return openForeignRuntime({ endpoint, config, clock, log: log.child({ room: 'runtime' }) });
 }
 
 /**
@@ -485,12 +529,18 @@ function imagesOptions(config: AgentConfig, db: Database, log: Logger, clock: Cl
 
 /**
  * The image room alone, for a command where no agent runs. Throws DATABASE_LOCKED where one does; the lock is held until
- * `close`.
+ * `close`. With `containerRuntimeEndpoint` it is the other runtime that is asked.
  */
 export async function openImageVerbs(
   config: AgentConfig,
 ): Promise<{ readonly handlers: ImageHandlers; close(): Promise<void> }> {
   process.umask(0o022);
+  const endpoint = config.imageServiceEndpoint ?? config.containerRuntimeEndpoint;
+  if (endpoint !== undefined) {
+    const { makeCriClient } = await import('../runtime/cri/client.ts');
+    const { images, close } = makeCriClient({ endpoint, clock: systemClock, log: makeLogger('warn') });
+    return { handlers: imageVerbs({ images }), close: async () => close() };
+  }
   const db = openDatabase(join(config.keelson.stateDir, 'state.db'));
   try {
     const images = await makeImages(imagesOptions(config, db, makeLogger('warn'), systemClock));

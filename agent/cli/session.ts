@@ -97,8 +97,12 @@ async function openHere(config: AgentConfig): Promise<Session> {
   try {
     const { openImageVerbs } = await import('../main.ts');
     const { handlers, close } = await openImageVerbs(config);
+    const { containerRuntimeEndpoint, imageServiceEndpoint } = config;
+    const other = imageServiceEndpoint ?? containerRuntimeEndpoint;
     process.stderr.write(
-      `no agent runs: working on ${stateDir} directly; an agent that starts waits for this to end\n`,
+      other === undefined
+        ? `no agent runs: working on ${stateDir} directly; an agent that starts waits for this to end\n`
+        : `no agent runs: asking ${other} directly\n`,
     );
     const known: Partial<Handlers> = handlers;
     return {

@@ -32,6 +32,10 @@ const period = string({
   expects: 'duration such as "1m30s"',
 });
 const absolute = { pattern: /^\//, expects: 'absolute path' };
+const unixSocket = {
+  pattern: /^(unix:(\/\/)?)?\/[^/]/,
+  expects: 'unix socket such as "unix:///run/containerd/containerd.sock"',
+};
 const outputRouting = () =>
   object({ splitStream: boolean({ default: false }), infoBufferSize: orNumber(quantity) });
 
@@ -125,7 +129,7 @@ const kubeletFields = {
   topologyManagerScope: string({ default: 'container', oneOf: ['container', 'pod'] }),
   topologyManagerPolicyOptions: map(string()),
   qosReserved: map(string()),
-  runtimeRequestTimeout: duration({ default: '2m' }),
+  runtimeRequestTimeout: duration({ default: '2m', acted }),
   hairpinMode: string({
     default: 'promiscuous-bridge',
     oneOf: ['promiscuous-bridge', 'hairpin-veth', 'none'],
@@ -240,8 +244,9 @@ const kubeletFields = {
   }),
   localStorageCapacityIsolation: boolean({ default: true }),
   /** Unset: the embedded runtime. */
-  containerRuntimeEndpoint: string(),
-  imageServiceEndpoint: string(),
+  containerRuntimeEndpoint: string({ acted, ...unixSocket }),
+  /** Unset: as containerRuntimeEndpoint. */
+  imageServiceEndpoint: string({ acted, ...unixSocket }),
   failCgroupV1: boolean({ default: false }),
   userNamespaces: object({ idsPerPod: integer({ bits: 64, min: 65536, keepZero }) }),
 };

@@ -7,10 +7,11 @@ import type { Clock } from '../../runtime/host/clock.ts';
 import { describe } from '../../runtime/host/errors.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import type { EventRecorder, Pod } from '../apiserver/types.ts';
+import type { SlowCollector } from './foreign_collector.ts';
 import { type DiskUsage, type ImageGcThresholds, isOverThreshold, planImageGc } from './gc_plan.ts';
 
 export interface ImageGcOptions {
-  readonly images: ImageCollector;
+  readonly images: ImageCollector | SlowCollector;
   /** Pods whose images are not to go, whether they have started or not. */
   readonly pods: () => readonly Pod[];
   /** Of the file system of images; zeros where it cannot be read. */
@@ -54,12 +55,19 @@ export function startImageGc(options: ImageGcOptions): ImageGc {
     }
     const before = { capacityBytes, availableBytes, full: ranOut };
     const isOver = isOverThreshold(before, thresholds);
-    // From here on nothing waits: neither a container nor a pull can come between the look and the removal.
-    const leftovers = images.collectLayers(isOver ? thresholds.minimumAgeMs : brokenOffMs);
+    // From here on nothing waits, where the images are our own: neither a container nor a pull can come between the look
+    // and the removal.
+    const layers = images.collectLayers(isOver ? thresholds.minimumAgeMs : brokenOffMs);
+    const leftovers = layers instanceof Promise ? await layers : layers;
     const usage = { ...before, availableBytes: availableBytes + leftovers };
-    const use = images.imageUse(options.pods().flatMap(imagesOf));
+    const found = images.imageUse(options.pods().flatMap(imagesOf));
+    const use = found instanceof Promise ? await found : found;
     const plan = planImageGc(use, usage, thresholds, clock.now());
-    const removed = plan.remove.filter((id) => images.collectImage(id));
+    const removed: string[] = [];
+    for (const id of plan.remove) {
+      const gone = images.collectImage(id);
+      if (gone instanceof Promise ? await gone : gone) removed.push(id);
+    }
     const freed = plan.freedBytes + leftovers;
     if (freed > 0 || removed.length > 0) {
       log.info({ images: removed, bytes: freed }, 'images that nobody needs were removed');

@@ -43,11 +43,10 @@ export function makeRuntimeReporter(options: ReporterOptions): () => Promise<Run
   return async () => {
     const [conditions, , present] = await Promise.allSettled([
       status(),
-      runtimeVersion === ''
-        ? version().then((found) => {
-            runtimeVersion = `${found.runtimeName}://${found.runtimeVersion}`;
-          })
-        : undefined,
+      // Each time: another runtime may be a newer one when it comes back.
+      version().then((found) => {
+        runtimeVersion = `${found.runtimeName}://${found.runtimeVersion}`;
+      }),
       list(),
     ]);
     if (present.status === 'fulfilled') {

@@ -10,7 +10,7 @@ import { makeFlights } from './flights.ts';
 import { nothingObserved, observe, someEnded } from './observe.ts';
 import { isStarting } from './plan/actions.ts';
 import { crashBackoff } from './plan/backoff.ts';
-import { containerIdPrefix } from './plan/container_status.ts';
+import { containerIdOf } from './plan/container_status.ts';
 import { forgetContainers, newMemory, type PodMemory, withTermination } from './plan/memory.ts';
 import { type Plan, plan } from './plan/plan.ts';
 import { oldStatusOf } from './plan/view.ts';
@@ -151,6 +151,7 @@ export function startWorker(options: WorkerOptions): Worker {
       hostIps: options.hostIps(),
       now,
       crash,
+      runtimeName: config.runtimeName,
     });
     status = next.status;
     if (next.final && memory.termination !== undefined && memory.final === undefined)
@@ -176,7 +177,7 @@ export function startWorker(options: WorkerOptions): Worker {
     const ip = observed.sandboxes[0]?.ips[0] ?? options.hostIps()[0] ?? '127.0.0.1';
     prober.sync(pod, memory.termination === undefined ? running : [], ip, ({ id, metadata }) => {
       const written = oldStatusOf(pod.status, metadata.name);
-      return written?.started === true && written.containerID === `${containerIdPrefix}${id}`;
+      return written?.started === true && written.containerID === containerIdOf({ id }, config.runtimeName);
     });
   }
 

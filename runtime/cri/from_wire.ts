@@ -1,4 +1,4 @@
-/** Requests of the wire → the arguments of runtime/api.ts. Pure; throws INVALID_ARGUMENT for what makes no sense. */
+/** Requests of the wire, and what answers share with them → runtime/api.ts. Pure; throws INVALID_ARGUMENT for what makes no sense. */
 import type {
   AuthConfig,
   ContainerConfig,
@@ -47,7 +47,7 @@ function idOf(value: bigint, field: string): number {
   return Number(value);
 }
 
-function namespacesOf(options: Wire<'NamespaceOption'> | undefined): NamespaceOption {
+export function namespacesOf(options: Wire<'NamespaceOption'> | undefined): NamespaceOption {
   // Without options everything has the enum's zero, POD.
   if (options === undefined) return { network: 'pod', pid: 'pod', ipc: 'pod' };
   const shared = (mode: Wire<'NamespaceOption'>['network'], field: string): 'pod' | 'node' => {
@@ -132,10 +132,14 @@ export function imageSpecOf(image: Wire<'ImageSpec'> | undefined): ImageSpec {
   return { image: name, runtimeHandler: runtimeHandler || undefined };
 }
 
-function mountOf(mount: Wire<'Mount'>): Mount {
+function wantedMountOf(mount: Wire<'Mount'>): Mount {
   if (mount.image !== undefined && !mount.readonly) {
     throw invalid(`mounts: the image at ${mount.containerPath} can only be mounted with readonly`);
   }
+  return mountOf(mount);
+}
+
+export function mountOf(mount: Wire<'Mount'>): Mount {
   return {
     containerPath: mount.containerPath,
     hostPath: mount.hostPath,
@@ -228,7 +232,7 @@ export function containerConfigOf(config: Wire<'ContainerConfig'> | undefined): 
     args: wanted.args,
     workingDir: wanted.workingDir,
     envs: wanted.envs.map(environmentOf),
-    mounts: wanted.mounts.map(mountOf),
+    mounts: wanted.mounts.map(wantedMountOf),
     devices: wanted.devices,
     cdiDevices: wanted.CDIDevices,
     labels: wanted.labels,

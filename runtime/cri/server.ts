@@ -7,7 +7,6 @@
  */
 import type { Socket } from 'node:net';
 import {
-  type MethodDefinition,
   Server,
   ServerCredentials,
   type ServerUnaryCall,
@@ -17,10 +16,8 @@ import {
 import { describe, grpcCodeOf, isError, KeelsonError } from '../host/errors.ts';
 import type { Logger } from '../host/log.ts';
 import type { CallContext, Handlers } from './handlers.ts';
-import { decode } from './wire/decode.ts';
-import { encode } from './wire/encode.ts';
+import { definitionOf } from './wire/definition.ts';
 import { services } from './wire/services.ts';
-import type { MessageName } from './wire/types.ts';
 
 /** The kubelet's own limit is 16 MiB: what it may send must fit, with what surrounds it. */
 const maxRequestBytes = 17 * 2 ** 20;
@@ -56,22 +53,6 @@ export function makeGrpcEdge(handlers: Handlers, log: Logger): GrpcEdge {
       injector.destroy();
       server.forceShutdown();
     },
-  };
-}
-
-function definitionOf(
-  service: string,
-  method: string,
-  [request, response, stream]: readonly [MessageName, MessageName, 'stream'?],
-): MethodDefinition<unknown, unknown> {
-  return {
-    path: `/runtime.v1.${service}/${method}`,
-    requestStream: false,
-    responseStream: stream !== undefined,
-    requestDeserialize: (bytes) => decode(request, bytes),
-    requestSerialize: (message) => encode(request, message as never),
-    responseDeserialize: (bytes) => decode(response, bytes),
-    responseSerialize: (message) => encode(response, message as never),
   };
 }
 

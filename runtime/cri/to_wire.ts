@@ -1,4 +1,4 @@
-/** What runtime/api.ts answers → the messages of the wire. Pure. */
+/** What runtime/api.ts answers, and what requests share with it → the messages of the wire. Pure. */
 import { constants } from 'node:os';
 import type {
   Container,
@@ -28,7 +28,7 @@ export function nanoseconds(milliseconds: number): bigint {
   return BigInt(whole) * 1_000_000n + BigInt(Math.round((milliseconds - whole) * 1000)) * 1000n;
 }
 
-function namespacesOf(namespaces: NamespaceOption): WireInput<'NamespaceOption'> {
+export function namespacesTo(namespaces: NamespaceOption): WireInput<'NamespaceOption'> {
   return {
     network: nameOf(namespaceModes, namespaces.network),
     pid: nameOf(namespaceModes, namespaces.pid),
@@ -59,7 +59,7 @@ export function sandboxStatusTo(status: PodSandboxStatus): WireInput<'PodSandbox
   return {
     ...sandboxTo(status),
     network: { ip, additionalIps: others.map((other) => ({ ip: other })) },
-    linux: { namespaces: { options: namespacesOf(status.namespaces) } },
+    linux: { namespaces: { options: namespacesTo(status.namespaces) } },
   };
 }
 
@@ -78,7 +78,7 @@ export function containerTo(container: Container): WireInput<'Container'> {
   };
 }
 
-function mountTo(mount: Mount): WireInput<'Mount'> {
+export function mountTo(mount: Mount): WireInput<'Mount'> {
   return {
     containerPath: mount.containerPath,
     hostPath: mount.hostPath,

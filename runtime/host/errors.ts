@@ -78,6 +78,8 @@ const catalogue = {
   CNI_PLUGIN_FAILED: { grpc: 'UNAVAILABLE', reason: 'FailedCreatePodSandBox' },
   CNI_PLUGIN_MISSING: { grpc: 'FAILED_PRECONDITION', reason: 'FailedCreatePodSandBox' },
   // sandboxes and containers
+  /** Another runtime failed and did not say how. */
+  RUNTIME_FAILED: { grpc: 'UNKNOWN' },
   SANDBOX_CREATE_FAILED: { grpc: 'INTERNAL', reason: 'FailedCreatePodSandBox' },
   CONTAINER_CONFIG_INVALID: { grpc: 'INVALID_ARGUMENT', reason: 'CreateContainerConfigError' },
   CONTAINER_CREATE_FAILED: { grpc: 'INTERNAL', reason: 'CreateContainerError' },

@@ -5,7 +5,7 @@
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import type { CriTools } from '../peers/cri-tools.ts';
-import { type BuiltImage, buildImage, busyboxImage, type ImageRunConfig, pushImage } from '../peers/image.ts';
+import { type BuiltImage, busyboxImage, type ImageRunConfig, pauseImage, pushImage } from '../peers/image.ts';
 import { nginxConfig, nginxFiles } from '../peers/nginx.ts';
 import type { TarEntry } from '../peers/tar.ts';
 
@@ -114,15 +114,6 @@ function predefinedGroup(): BuiltImage {
         content: 'root:x:0:\ndefault-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n',
       },
     ],
-  });
-}
-
-/** A static program that does nothing but wait. */
-function pauseImage(mark: string): BuiltImage {
-  const catatonit = execFileSync('sh', ['-c', 'command -v catatonit'], { encoding: 'utf8' }).trim();
-  return buildImage({
-    layers: [{ files: [{ path: 'pause', fromHost: catatonit, mode: 0o755 }] }],
-    config: { Entrypoint: ['/pause', '-P'], Labels: { 'test.keelson/pause': mark } },
   });
 }
 

@@ -27,7 +27,7 @@ export async function clusterPrograms(): Promise<ClusterPrograms | { readonly mi
       ? inFolder(assets)
       : { missing: `KUBEBUILDER_ASSETS=${assets} lacks ${absent.join(', ')}` };
   }
-  const version = /k8s\.io\/kubernetes (v\S+)/.exec(await readFile(join(pins, 'go.mod'), 'utf8'))![1]!;
+  const version = await pinnedVersion();
   const built = await goPrograms({
     pins,
     label: `kubernetes-${version}`,
@@ -37,8 +37,37 @@ export async function clusterPrograms(): Promise<ClusterPrograms | { readonly mi
   return 'missing' in built ? built : inFolder(built.folder);
 }
 
-/** The version is set as the official builds set it, since the apiserver's and kubectl's behaviour depends on it. */
+/**
+ * kubelet of the same version: the path, or the reason why it cannot be had here. Built apart from the others, since only
+ * few tests want it. Throws EXEC_FAILED where the build fails.
+ */
+export async function kubeletProgram(): Promise<string | { readonly missing: string }> {
+  const assets = process.env['KUBEBUILDER_ASSETS'];
+  if (assets && (await absentFrom(assets, ['kubelet'])).length === 0) return join(assets, 'kubelet');
+  const version = await pinnedVersion();
+  const built = await goPrograms({
+    pins,
+    label: `kubelet-${version}`,
+    programs: [{ name: 'kubelet', package: 'k8s.io/kubernetes/cmd/kubelet', ldflags: stampedFlags(version) }],
+    hint: 'no go on the PATH to build kubelet with: install Go',
+  });
+  return 'missing' in built ? built : join(built.folder, 'kubelet');
+}
+
+async function pinnedVersion(): Promise<string> {
+  return /k8s\.io\/kubernetes (v\S+)/.exec(await readFile(join(pins, 'go.mod'), 'utf8'))![1]!;
+}
+
 function recipes(version: string): readonly GoProgram[] {
+  return programs.map((name) =>
+    name === 'etcd'
+      ? { name, package: 'go.etcd.io/etcd/server/v3', ldflags: '-s -w' }
+      : { name, package: `k8s.io/kubernetes/cmd/${name}`, ldflags: stampedFlags(version) },
+  );
+}
+
+/** The version is set as the official builds set it, since the apiserver's and kubectl's behaviour depends on it. */
+function stampedFlags(version: string): string {
   const minor = version.split('.')[1]!;
   const facts = {
     gitVersion: version,
@@ -51,11 +80,7 @@ function recipes(version: string): readonly GoProgram[] {
   const stamps = ['k8s.io/component-base/version', 'k8s.io/client-go/pkg/version'].flatMap((place) =>
     Object.entries(facts).map(([name, value]) => `-X ${place}.${name}=${value}`),
   );
-  return programs.map((name) =>
-    name === 'etcd'
-      ? { name, package: 'go.etcd.io/etcd/server/v3', ldflags: '-s -w' }
-      : { name, package: `k8s.io/kubernetes/cmd/${name}`, ldflags: ['-s', '-w', ...stamps].join(' ') },
-  );
+  return ['-s', '-w', ...stamps].join(' ');
 }
 
 const inFolder = (folder: string): ClusterPrograms =>
@@ -66,4 +91,6 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const found = await clusterPrograms();
   if ('missing' in found) throw new KeelsonError('DEPENDENCY_MISSING', found.missing);
   console.log(dirname(found.kubectl));
+  const kubelet = await kubeletProgram();
+  if (typeof kubelet === 'string') console.log(kubelet);
 }

@@ -247,3 +247,12 @@ export function busyboxImage(
     },
   });
 }
+
+/** A static program that does nothing but wait: what other runtimes hold the namespaces of a pod with. `mark` makes another image. */
+export function pauseImage(mark = ''): BuiltImage {
+  const catatonit = execFileSync('sh', ['-c', 'command -v catatonit'], { encoding: 'utf8' }).trim();
+  return buildImage({
+    layers: [{ files: [{ path: 'pause', fromHost: catatonit, mode: 0o755 }] }],
+    config: { Entrypoint: ['/pause', '-P'], Labels: { 'test.keelson/pause': mark } },
+  });
+}

@@ -26,6 +26,8 @@ export interface TestNodeOptions {
   /** No CNI configuration: a node without a network. */
   readonly network?: false;
   readonly args?: readonly string[];
+  /** Only the runtime, for a kubelet of others. Default `agent`. */
+  readonly command?: 'agent' | 'runtime';
   readonly env?: Readonly<Record<string, string>>;
 }
 
@@ -59,11 +61,12 @@ export interface TestNode {
   readonly ports: { readonly api: number; readonly healthz: number };
   /** The agent's process now; throws FAILED_PRECONDITION while there is none. */
   readonly agent: Daemon;
-  start(): Promise<void>;
+  /** `args`: besides those of the options. */
+  start(args?: readonly string[]): Promise<void>;
   /** KILL, as a crash; containers go on. */
   kill9(): Promise<void>;
   /** KILL and a new start at once. */
-  restart9(): Promise<void>;
+  restart9(args?: readonly string[]): Promise<void>;
   /** TERM and the wait for its end. */
   stop(): Promise<void>;
   /** The end of the agent's log. */
@@ -159,23 +162,26 @@ export async function startNode(options: TestNodeOptions = {}): Promise<TestNode
       get agent() {
         return running();
       },
-      async start() {
+      async start(args = []) {
         agent = await startDaemon(
           join(root, 'packaging/keelson'),
-          [
-            'agent',
-            ...['--config', paths.configFile],
-            ...(kubeconfig === undefined ? [] : ['--kubeconfig', kubeconfig]),
-            ...['--hostname-override', name],
-            ...(options.args ?? []),
-          ],
+          options.command === 'runtime'
+            ? ['runtime', '--config', paths.configFile]
+            : [
+                'agent',
+                ...['--config', paths.configFile],
+                ...(kubeconfig === undefined ? [] : ['--kubeconfig', kubeconfig]),
+                ...['--hostname-override', name],
+                ...(options.args ?? []),
+                ...args,
+              ],
           { logFile: paths.logFile, env: options.env },
         );
       },
       kill9: () => running().kill(),
-      async restart9() {
+      async restart9(args) {
         await node.kill9();
-        await node.start();
+        await node.start(args);
       },
       stop: () => running().stop(),
       log: (bytes) => running().tail(bytes),

@@ -28,6 +28,8 @@ export interface PodsConfig {
   readonly resolvConf: string;
   readonly cgroup: CgroupSettings;
   readonly security: SecuritySettings;
+  /** What statuses call the runtime: default `keelson`. */
+  readonly runtimeName?: string;
   /** Longest CrashLoopBackOff; default 300,000. */
   readonly maxContainerRestartPeriodMs?: number;
 }

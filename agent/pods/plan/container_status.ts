@@ -26,9 +26,14 @@ export interface ContainerStatusInput {
   readonly starting: boolean;
   readonly probes: Readonly<Record<string, ProbeResult>>;
   readonly terminating: boolean;
+  /** Of the runtime that the container is in; default `keelson`. */
+  readonly runtimeName?: string;
 }
 
-export const containerIdPrefix = 'keelson://';
+/** As statuses have it, with the name of the runtime. */
+export function containerIdOf({ id }: { readonly id: string }, runtimeName = 'keelson'): string {
+  return `${runtimeName}://${id}`;
+}
 
 export function containerStatus(input: ContainerStatusInput): PodContainerStatus {
   const { pod, container, view, old } = input;
@@ -100,7 +105,7 @@ function seen(
   previous: ContainerStatus | undefined,
 ): PodContainerStatus {
   const { pod, container, old } = input;
-  const id = containerIdPrefix + newest.id;
+  const id = containerIdOf(newest, input.runtimeName);
   const status: PodContainerStatus = {
     name: container.name,
     image: newest.image || (container.image ?? ''),
@@ -110,7 +115,7 @@ function seen(
     restartCount: restartCountOf(newest),
     lastState: {},
   };
-  const before = previous === undefined ? undefined : stateOf(previous, pod);
+  const before = previous === undefined ? undefined : stateOf(previous, pod, input.runtimeName);
   if (before?.terminated !== undefined) status.lastState = before;
   else if (old !== undefined && old.containerID !== id && old.state?.terminated !== undefined)
     status.lastState = { terminated: old.state.terminated };
@@ -121,7 +126,7 @@ function seen(
   if (newest.state === 'created' || (newest.state === 'running' && input.starting && !wasRunning)) {
     // What ended before stays visible until the new one runs, or is waited for.
     status.state = defaultWaiting(pod);
-  } else status.state = stateOf(newest, pod, wasRunning);
+  } else status.state = stateOf(newest, pod, input.runtimeName, wasRunning);
   return status;
 }
 
@@ -133,8 +138,13 @@ function cut(message: string, pod: Pod): string {
   return Buffer.from(message).subarray(0, bytes).toString('utf8').replace(/�+$/, '');
 }
 
-function stateOf(container: ContainerStatus, pod: Pod, wasRunning = false): PodContainerState {
-  const containerID = containerIdPrefix + container.id;
+function stateOf(
+  container: ContainerStatus,
+  pod: Pod,
+  runtimeName: string | undefined,
+  wasRunning = false,
+): PodContainerState {
+  const containerID = containerIdOf(container, runtimeName);
   switch (container.state) {
     case 'running':
       return { running: { startedAt: rfc3339(container.startedAt) } };

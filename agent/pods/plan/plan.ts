@@ -27,6 +27,8 @@ export interface PlanInput {
   readonly now: number;
   /** Default: `crashBackoff`. */
   readonly crash?: BackoffSettings;
+  /** Default `keelson`. */
+  readonly runtimeName?: string;
 }
 
 export interface Plan {

@@ -30,6 +30,8 @@ export interface StatusInput {
   readonly live: boolean;
   /** Why the pod as a whole failed. */
   readonly failed?: Refusal;
+  /** Default `keelson`. */
+  readonly runtimeName?: string;
 }
 
 export function statusOf(input: StatusInput): WrittenStatus {
@@ -45,6 +47,7 @@ export function statusOf(input: StatusInput): WrittenStatus {
       starting: input.starting.has(container.name),
       probes: memory.probes,
       terminating,
+      runtimeName: input.runtimeName,
     });
   const init = initContainers(pod).map(make);
   const regular = regularContainers(pod).map(make);

@@ -78,6 +78,20 @@ test('the file that kubeadm writes is accepted, its zeros mean the defaults', as
   );
 });
 
+test('the socket of another runtime is taken as kubelet takes it', async (t) => {
+  for (const endpoint of ['unix:///run/x.sock', 'unix:/run/x.sock', '/run/x.sock']) {
+    const config = await load(t, `containerRuntimeEndpoint: ${endpoint}\nruntimeRequestTimeout: 5m`);
+    assert.equal(config.containerRuntimeEndpoint, endpoint);
+    assert.deepEqual(config.warnings, []);
+  }
+  for (const endpoint of ['tcp://127.0.0.1:1', 'unix://run/x.sock', 'run/x.sock']) {
+    await assert.rejects(
+      load(t, `containerRuntimeEndpoint: ${endpoint}`),
+      /containerRuntimeEndpoint.*unix socket/,
+    );
+  }
+});
+
 test('zero is a value in fields that are pointers in Go', async (t) => {
   const config = await load(t, 'healthzPort: 0\neventRecordQPS: 0\nresolvConf: ""\npodPidsLimit: 0\n');
   assert.equal(config.healthzPort, 0);
