@@ -118,7 +118,7 @@ function predefinedGroup(): BuiltImage {
 }
 
 /** A static program that does nothing but wait. */
-function pauseImage(mark: string): BuiltImage {
+export function pauseImage(mark: string): BuiltImage {
   const catatonit = execFileSync('sh', ['-c', 'command -v catatonit'], { encoding: 'utf8' }).trim();
   return buildImage({
     layers: [{ files: [{ path: 'pause', fromHost: catatonit, mode: 0o755 }] }],
