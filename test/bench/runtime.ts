@@ -179,12 +179,10 @@ async function startPeer(
 
 async function introduce(signal: AbortSignal): Promise<void> {
   const { stdout } = await exec('runc', ['--version'], { deadlineMs: 10_000, signal });
-  const { version } = await containerdPrograms(cacheFolder(), signal);
-  const versions = [
-    `Node.js ${process.versions.node}`,
-    ...(only.includes('containerd') ? [`containerd ${version}`] : []),
-    stdout.toString('utf8').split('\n')[0],
-  ];
+  const theirs = only.includes('containerd')
+    ? [`containerd ${(await containerdPrograms(cacheFolder(), signal)).version}`]
+    : [];
+  const versions = [`Node.js ${process.versions.node}`, ...theirs, stdout.toString('utf8').split('\n')[0]];
   console.log(`${versions.join(', ')}; load at the start: ${loadavg()[0]!.toFixed(2)}`);
 }
 
