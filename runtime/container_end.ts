@@ -202,7 +202,7 @@ export function makeContainerEnds(context: Context): ContainerEnds {
     if (record.cleaned) return;
     await runtimeOf(record).remove(record.id);
     await cgroups.remove(record.cgroup);
-    unmountBundle(folders.container(record.id).bundle);
+    await unmountBundle(folders.container(record.id).bundle);
   };
 
   const cleanSoon = (id: string) => {

@@ -66,7 +66,7 @@ export async function recover(
       attempt('sweeping a container that no row names', id, async () => {
         await killMonitors(monitors.get(id));
         await removeFromRuntimes(context, handlers, id);
-        unmountBundle(folders.container(id).bundle);
+        await unmountBundle(folders.container(id).bundle);
         await removeTree(folders.container(id).bundle);
       }),
     ),

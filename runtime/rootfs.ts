@@ -3,7 +3,7 @@ import { readdirSync } from 'node:fs';
 import { chmod, chown, lstat, mkdir } from 'node:fs/promises';
 import type { IdMapping } from './api.ts';
 import { KeelsonError } from './host/errors.ts';
-import { mount, mountFlags, mountShifted, umountFlags, unmount } from './host/syscalls.ts';
+import { mountAside, mountFlags, mountShifted, umountFlags, unmount, unmountAside } from './host/syscalls.ts';
 import { resolveInside } from './oci/user.ts';
 import { outsideId } from './security/userns.ts';
 
@@ -73,7 +73,7 @@ export async function mountRootfs(
   if (uid !== 0 || gid !== 0) await chown(upper, uid, gid);
   await chmod(upper, info.mode & 0o7777);
   await withIds(bundle, layers, ids, (lower) =>
-    mount('overlay', rootfs, 'overlay', 0, overlayOptions(lower, data, label)),
+    mountAside('overlay', rootfs, 'overlay', 0, overlayOptions(lower, data, label)),
   );
 }
 
@@ -89,7 +89,7 @@ export async function mountImage(
   await mkdir(target, { recursive: true, mode: 0o755 });
   await mkdir(empty, { recursive: true, mode: 0o755 });
   await withIds(bundle, layers, ids, (lower) =>
-    mount(
+    mountAside(
       'overlay',
       target,
       'overlay',
@@ -104,7 +104,7 @@ async function withIds(
   bundle: string,
   layers: readonly string[],
   ids: LayerIds | undefined,
-  body: (layers: readonly string[]) => void,
+  body: (layers: readonly string[]) => Promise<void>,
 ): Promise<void> {
   if (ids === undefined) return body(layers);
   const places = layers.map((_, index) => `${bundle}/${shiftedFolder}/${index}`);
@@ -113,7 +113,7 @@ async function withIds(
     layers.forEach((layer, index) => {
       mountShifted(layer, places[index]!, ids.namespace);
     });
-    body(places);
+    await body(places);
   } finally {
     for (const place of places) unmountRootfs(place);
   }
@@ -134,10 +134,12 @@ export function unmountRootfs(path: string): void {
 }
 
 /** Unmounts all that is mounted in a container's bundle. */
-export function unmountBundle(bundle: string): void {
-  unmountRootfs(`${bundle}/rootfs`);
-  for (const folder of [imagesFolder, shiftedFolder]) {
-    for (const name of namesIn(`${bundle}/${folder}`)) unmountRootfs(`${bundle}/${folder}/${name}`);
+export async function unmountBundle(bundle: string): Promise<void> {
+  const below = [imagesFolder, shiftedFolder].flatMap((folder) =>
+    namesIn(`${bundle}/${folder}`).map((name) => `${bundle}/${folder}/${name}`),
+  );
+  for (const path of [`${bundle}/rootfs`, ...below]) {
+    while (await unmountAside(path, umountFlags.NOFOLLOW | umountFlags.DETACH));
   }
 }
 

@@ -129,6 +129,26 @@ export function mount(
   check(c.mount(source, target, type, flags, data), `mount ${type ?? source ?? ''} on ${target}`);
 }
 
+/** Calls `work` on a thread of libuv's pool, whose mount namespace is the process's; its result. */
+function aside(
+  work: { async(...args: unknown[]): void },
+  ...args: readonly (string | number | null)[]
+): Promise<number> {
+  return new Promise((resolve, reject) => {
+    work.async(...args, (error: Error | null, result: number) =>
+      error === null ? resolve(result) : reject(error),
+    );
+  });
+}
+
+/** `mount` without holding up the main thread: while containers start the kernel may keep it waiting for 10 ms. */
+export async function mountAside(...args: Parameters<typeof mount>): Promise<void> {
+  const [source, target, type, flags, data = null] = args;
+  if ((await aside(c.mount, source, target, type, flags, data)) === 0) return;
+  // The error number stayed on the other thread: here it is found again, or there is none any more.
+  mount(...args);
+}
+
 /**
  * Mounts the folder `source` (that mount only) at `target`, read-only, with ids as the user namespace at the path
  * `userNamespace` sees them (mount_setattr(2), "ID-mapped mounts"; Linux 5.12).
@@ -176,6 +196,11 @@ export function unmount(target: string, flags: number = umountFlags.NOFOLLOW): b
   const name = errorNames.get(koffi.errno());
   if (name === 'EINVAL' || name === 'ENOENT') return false;
   throw new KeelsonError('SYSCALL_FAILED', `unmount ${target}: ${name}`, { details: { errno: name } });
+}
+
+/** `unmount` without holding up the main thread: the last user of a file system writes it out. */
+export async function unmountAside(target: string, flags: number = umountFlags.NOFOLLOW): Promise<boolean> {
+  return (await aside(c.umount2, target, flags)) === 0 || unmount(target, flags);
 }
 
 /** unshare(2), of the calling thread. */

@@ -18,6 +18,8 @@ export interface Place {
   readonly registry: string;
   readonly crictl: string;
   readonly signal: AbortSignal;
+  /** Where more than one runtime runs on the machine. Default: `critest`, `critest0`, `10.88.0.0/16`. */
+  readonly network?: { readonly name: string; readonly bridge: string; readonly subnet: string };
 }
 
 export interface ServedRuntime {
@@ -58,21 +60,24 @@ async function writeRegistries(place: Place): Promise<void> {
   await writeFile(join(all, 'hosts.toml'), hostsToml(place.registry));
 }
 
+const ownNetwork = { name: 'critest', bridge: 'critest0', subnet: '10.88.0.0/16' };
+
 async function writeNetwork(place: Place): Promise<void> {
+  const { name, bridge, subnet } = place.network ?? ownNetwork;
   const network = {
     cniVersion: '1.0.0',
-    name: 'critest',
+    name,
     plugins: [
       {
         type: 'bridge',
-        bridge: 'critest0',
+        bridge,
         isGateway: true,
         ipMasq: true,
         hairpinMode: true,
         ipam: {
           type: 'host-local',
           dataDir: join(place.folder, 'ipam'),
-          ranges: [[{ subnet: '10.88.0.0/16' }]],
+          ranges: [[{ subnet }]],
           routes: [{ dst: '0.0.0.0/0' }],
         },
       },
