@@ -1,17 +1,15 @@
 /** The container runtime of somebody else (`containerRuntimeEndpoint`), opened for the agent. */
 
-import type { ImageService, RuntimeDetails, RuntimeService, RuntimeStats } from '../runtime/api.ts';
+import type { ImageService, RuntimeService } from '../runtime/api.ts';
 import { makeCriClient } from '../runtime/cri/client.ts';
 import { type Clock, sleep } from '../runtime/host/clock.ts';
 import { isError } from '../runtime/host/errors.ts';
 import type { Logger } from '../runtime/host/log.ts';
-import type { StreamingUrls } from '../runtime/streaming/types.ts';
 import type { AgentConfig } from './config/load.ts';
 import { makeForeignCollector, type SlowCollector } from './images/foreign_collector.ts';
 
 export interface ForeignRuntime {
-  readonly runtime: RuntimeService & RuntimeStats & RuntimeDetails;
-  readonly streaming: StreamingUrls;
+  readonly runtime: RuntimeService;
   /** `containerd` */
   readonly name: string;
   readonly images: ImageService;
@@ -74,8 +72,7 @@ export async function openForeignRuntime(options: ForeignRuntimeOptions): Promis
       log.info({ cgroupDriver }, 'the cgroup driver is that of the container runtime');
     }
     return {
-      runtime: { ...runtime, cgroupDriver },
-      streaming: runtime.streaming,
+      runtime,
       name,
       images,
       collector: makeForeignCollector({ runtime, images, clock, log }),

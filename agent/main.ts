@@ -5,7 +5,7 @@ import { makeCni } from '../cni/network.ts';
 import type { ImageFolder } from '../images/archive/watch.ts';
 import { type ImagesOptions, makeImages } from '../images/service.ts';
 import { makeUnpackPool } from '../images/unpack/pool.ts';
-import type { RuntimeDetails, RuntimeService, RuntimeStats } from '../runtime/api.ts';
+import type { RuntimeService } from '../runtime/api.ts';
 import { loadModules, serveCri } from '../runtime/cri/serve.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
 import { type Clock, sleep, systemClock } from '../runtime/host/clock.ts';
@@ -15,7 +15,7 @@ import { ensureFolder } from '../runtime/host/files.ts';
 import { type Logger, makeLogger } from '../runtime/host/log.ts';
 import { giveMemoryBack } from '../runtime/host/memory.ts';
 import { systemdSlices } from '../runtime/host/slices.ts';
-import { makeRuntime } from '../runtime/runtime.ts';
+import { type EmbeddedRuntime, makeRuntime } from '../runtime/runtime.ts';
 import type { StreamingServer } from '../runtime/streaming/types.ts';
 import { startHealthz } from './api/healthz.ts';
 import { containerForLogs } from './api/log-container.ts';
@@ -58,9 +58,6 @@ export interface AgentOptions {
   /** Only the runtime and its CRI socket, for the kubelet of others: no pods of its own, no apiserver. */
   readonly runtimeOnly?: boolean;
 }
-
-/** What the command line asks of a runtime. */
-type CommandRuntime = RuntimeService & RuntimeStats & RuntimeDetails;
 
 /** A command that works on the images where no agent runs is waited for so long. */
 const commandMs = 60_000;

@@ -9,7 +9,7 @@ import type { Logger } from '../host/log.ts';
 import { openChannel } from './client/channel.ts';
 import { makeEvents } from './client/events.ts';
 import { makeRemoteImages } from './client/images.ts';
-import { makeRemoteRuntime, type RemoteRuntime } from './client/runtime.ts';
+import { makeRemoteRuntime } from './client/runtime.ts';
 
 export interface CriClientOptions {
   /** `unix:///run/containerd/containerd.sock`, or the path alone. */
@@ -23,7 +23,7 @@ export interface CriClientOptions {
 }
 
 export interface CriClient {
-  readonly runtime: RemoteRuntime & Pick<RuntimeService, 'containerEvents'>;
+  readonly runtime: RuntimeService;
   readonly images: ImageService;
   /** The driver that the runtime was set up with; undefined where it does not say. */
   cgroupDriver(): Promise<'cgroupfs' | 'systemd' | undefined>;

@@ -25,7 +25,7 @@ import { type Peer, peers, type ServedRuntime, startRuntime } from '../critest/r
 import { containerdPrograms } from '../peers/containerd.ts';
 import { type CriTools, criTools } from '../peers/cri-tools.ts';
 import { cacheFolder } from '../peers/go-programs.ts';
-import { busyboxImage, pushImage } from '../peers/image.ts';
+import { busyboxImage, pauseImage, pushImage } from '../peers/image.ts';
 import { nginxFiles } from '../peers/nginx.ts';
 import { startRegistry } from '../peers/registry.ts';
 import { benchmarkOf } from './runtime/critest.ts';

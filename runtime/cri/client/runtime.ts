@@ -1,13 +1,6 @@
 /** runtime.v1.RuntimeService of another runtime as the RuntimeService of runtime/api.ts. */
-import type {
-  ContainerState,
-  RuntimeDetails,
-  RuntimeService,
-  RuntimeStats,
-  SandboxState,
-} from '../../api.ts';
+import type { ContainerState, RuntimeService, SandboxState } from '../../api.ts';
 import { isError, KeelsonError } from '../../host/errors.ts';
-import type { StreamingUrls } from '../../streaming/types.ts';
 import { containerStates, nameOf, sandboxStates } from '../names.ts';
 import { resourcesTo } from '../to_wire.ts';
 import {
@@ -23,19 +16,11 @@ import {
 import type { Channel } from './channel.ts';
 import { containerConfigTo, sandboxConfigTo, secondsTo } from './requests.ts';
 import { remembered, withMemory, withoutMemory } from './sandbox_memory.ts';
-import { makeRemoteStats } from './stats.ts';
 
-export interface RemoteRuntime
-  extends Omit<RuntimeService, 'containerEvents'>,
-    RuntimeStats,
-    Omit<RuntimeDetails, 'cgroupDriver'> {
-  /** URLs of the runtime's own streaming server. */
-  readonly streaming: StreamingUrls;
-}
+export type RemoteRuntime = Omit<RuntimeService, 'containerEvents'>;
 
 /** `timeoutMs`: of every call, besides what the call itself is told to wait; of a sandbox twice as long, as with kubelet. */
-export function makeRemoteRuntime(channel: Channel, timeoutMs: number): RemoteRuntime {
-  const { call } = channel;
+export function makeRemoteRuntime({ call }: Channel, timeoutMs: number): RemoteRuntime {
   /** Of each container that was made or listed: its status does not say which sandbox it is in. */
   const sandboxOfContainer = new Map<string, string>();
   const within = (signal?: AbortSignal) => ({ deadlineMs: timeoutMs, signal });
@@ -146,34 +131,5 @@ export function makeRemoteRuntime(channel: Channel, timeoutMs: number): RemoteRu
     exec: notStreamed('exec'),
     attach: notStreamed('attach'),
     portForward: notStreamed('port forwarding'),
-    streaming: {
-      async exec({ containerId, command, ...streams }) {
-        return (await call('Exec', { containerId, cmd: command, ...streams }, within())).url;
-      },
-      attach: async (request) => (await call('Attach', request, within())).url,
-      async portForward({ podSandboxId, ports }) {
-        return (await call('PortForward', { podSandboxId, port: ports }, within())).url;
-      },
-    },
-
-    ...makeRemoteStats(channel, timeoutMs, sandboxIdOf),
-    canCheckpoint: async () => false,
-    async containerInfo(id) {
-      return factsOf((await call('ContainerStatus', { containerId: id, verbose: true }, within())).info);
-    },
-    async sandboxInfo(id) {
-      return factsOf((await call('PodSandboxStatus', { podSandboxId: id, verbose: true }, within())).info);
-    },
   };
-}
-
-/** `info` of a verbose answer has JSON below `info` with containerd, CRI-O and us; others may do as they like. */
-function factsOf(info: Readonly<Record<string, string>>): Readonly<Record<string, unknown>> {
-  const { info: json, ...others } = info;
-  if (json === undefined) return others;
-  try {
-    return { ...others, ...(JSON.parse(json) as object) };
-  } catch {
-    return info;
-  }
 }
