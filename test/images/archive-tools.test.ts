@@ -1,22 +1,13 @@
 /** Archives as skopeo, umoci and containerd write them. */
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { namedLayout, tarOf, writeFolder } from '../peers/archive.ts';
+import { startCtr } from '../peers/ctr.ts';
 import { buildImage } from '../peers/image.ts';
 import { openImages, temporaryFolder } from '../peers/image-store.ts';
-import { startDaemon, waitFor } from '../peers/process.ts';
 
 const has = (program: string): boolean =>
   (process.env['PATH'] ?? '').split(':').some((folder) => existsSync(join(folder, program)));
@@ -90,30 +81,7 @@ test('umoci: a layout that it has changed, whose tags name nothing', { skip: ski
 test('containerd: ctr images export, of one and of several platforms', {
   skip: skip('containerd'),
 }, async (t) => {
-  const folder = mkdtempSync(join(tmpdir(), 'keelson-test-'));
-  const address = join(folder, 'containerd.sock');
-  const config = join(folder, 'config.toml');
-  mkdirSync(join(folder, 'plugins'));
-  writeFileSync(
-    config,
-    [
-      'version = 2',
-      'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs"]',
-      '[plugins."io.containerd.internal.v1.opt"]',
-      `path = ${JSON.stringify(join(folder, 'plugins'))}`,
-      '',
-    ].join('\n'),
-  );
-  const args = ['--config', config, '--root', join(folder, 'root'), '--state', join(folder, 'state')];
-  const daemon = await startDaemon('containerd', [...args, '--address', address], {
-    logFile: join(folder, 'log'),
-  });
-  t.after(async () => {
-    await daemon.kill();
-    rmSync(folder, { recursive: true, force: true });
-  });
-  const ctr = (...rest: string[]) => run('ctr', '--address', address, '-n', 'test', ...rest);
-  await waitFor('containerd', async () => ctr('version'), { deadlineMs: 60_000, everyMs: 50, daemon });
+  const { folder, ctr } = await startCtr(t);
   const source = join(folder, 'source.tar');
   writeFileSync(source, tarOf(namedLayout(named, 'io.containerd.image.name')));
   ctr('images', 'import', '--no-unpack', '--digests', '--base-name', 'example.org/team/app', source);
