@@ -40,7 +40,8 @@ Commands about containers and pods ask the running agent or 'keelson runtime'.`;
 /** Loads all that an agent loads, so that its compiled code is in Node's compile cache. The launcher calls it. */
 async function warm(): Promise<void> {
   await Promise.all([
-    import('./main.ts').then(({ warmRest, warmThreads }) => Promise.all([warmRest(), warmThreads()])),
+    import('./main.ts'),
+    import('./main/warm.ts').then(({ warmRest, warmThreads }) => Promise.all([warmRest(), warmThreads()])),
     import('./config/yaml.ts'),
     import('node:https'),
     import('./metrics/text.ts'),

@@ -1,21 +1,17 @@
 /** Puts the node together: the only place that knows every room. Data flows from the sources to the workers. */
 import { flushCompileCache } from 'node:module';
 import { join, resolve } from 'node:path';
-import { makeCni } from '../cni/network.ts';
 import type { ImageFolder } from '../images/archive/watch.ts';
-import { type ImagesOptions, makeImages } from '../images/service.ts';
-import { makeUnpackPool } from '../images/unpack/pool.ts';
+import { makeImages } from '../images/service.ts';
 import type { RuntimeService } from '../runtime/api.ts';
-import { loadModules, serveCri } from '../runtime/cri/serve.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
-import { type Clock, sleep, systemClock } from '../runtime/host/clock.ts';
-import { type Database, openDatabase } from '../runtime/host/database.ts';
-import { isError, KeelsonError } from '../runtime/host/errors.ts';
+import { type Clock, systemClock } from '../runtime/host/clock.ts';
+import { KeelsonError } from '../runtime/host/errors.ts';
 import { ensureFolder } from '../runtime/host/files.ts';
 import { type Logger, makeLogger } from '../runtime/host/log.ts';
 import { giveMemoryBack } from '../runtime/host/memory.ts';
 import { systemdSlices } from '../runtime/host/slices.ts';
-import { type EmbeddedRuntime, makeRuntime } from '../runtime/runtime.ts';
+import type { EmbeddedRuntime } from '../runtime/runtime.ts';
 import type { StreamingServer } from '../runtime/streaming/types.ts';
 import { startHealthz } from './api/healthz.ts';
 import { containerForLogs } from './api/log-container.ts';
@@ -28,13 +24,14 @@ import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
 import { accessConfig, podsConfig } from './config/rooms.ts';
-import { agentListens } from './control/client.ts';
-import { type ImageHandlers, imageVerbs } from './control/images.ts';
-import { socketName } from './control/protocol.ts';
+import { imageVerbs } from './control/images.ts';
 import { runtimeVerbs } from './control/runtime.ts';
 import { startControl } from './control/server.ts';
 import { type ImageAccess, makeImageAccess } from './images/access.ts';
 import { type ImageGc, startImageGc } from './images/gc.ts';
+import { once, whenCalm } from './main/calm.ts';
+import { imagesOptions, openState } from './main/images.ts';
+import { foreignRuntime, openRuntime } from './main/runtime.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { fetchMetrics } from './metrics/fetches.ts';
 import { processMetrics } from './metrics/process.ts';
@@ -59,19 +56,11 @@ export interface AgentOptions {
   readonly runtimeOnly?: boolean;
 }
 
-/** A command that works on the images where no agent runs is waited for so long. */
-const commandMs = 60_000;
-
 /** No pod: nobody's secrets and service account. */
 const nobody = { namespace: '', name: '', uid: '', serviceAccount: '', pullSecrets: [] } as const;
 
 /** After a start or a change of containers, when memory that only they needed is given back. */
 const calmMs = 10_000;
-
-/** Loads what is otherwise loaded when it is first needed. */
-export async function warmRest(): Promise<void> {
-  await loadModules();
-}
 
 /** Runs the node until SIGTERM or SIGINT; containers go on without it. Resolves when it has started. */
 export async function startAgent(options: AgentOptions): Promise<void> {
@@ -410,179 +399,6 @@ async function assemble(
     await closeAll();
     throw error;
   }
-}
-
-/** The runtime inside keelson with its networks, served over the CRI as configured. */
-async function openRuntime(
-  config: AgentConfig,
-  parts: {
-    readonly db: Database;
-    readonly images: Awaited<ReturnType<typeof makeImages>>;
-    readonly log: Logger;
-    readonly clock: Clock;
-    after(close: () => Promise<void> | void): void;
-  },
-) {
-  const { keelson } = config;
-  const { db, images, log, clock, after } = parts;
-  const cni = makeCni({
-    confDirs: keelson.cniConfDirs,
-    binDirs: keelson.cniBinDirs,
-    cacheDir: keelson.cniCacheDir,
-    log: log.child({ room: 'cni' }),
-  });
-  after(() => cni.close());
-  const runtime = await makeRuntime({
-    db,
-    stateDir: keelson.stateDir,
-    runDir: keelson.runDir,
-    images,
-    cni,
-    log: log.child({ room: 'runtime' }),
-    clock,
-    handlers: keelson.runtimes,
-    conmon: keelson.conmon,
-    selinux: keelson.selinux,
-    cgroupDriver: config.cgroupDriver,
-    version,
-  });
-  after(() => runtime.close());
-  for (const condition of await runtime.status()) {
-    if (!condition.status) log.error({ condition: condition.type }, condition.message);
-  }
-  const criSocket = keelson.criSocket ?? join(keelson.runDir, 'keelson.sock');
-  if (criSocket !== '') {
-    const cri = await serveCri({
-      socket: criSocket,
-      runtime,
-      images,
-      log: log.child({ room: 'cri' }),
-      clock,
-      streaming: { idleMs: config.streamingConnectionIdleTimeout },
-      info: async () => ({
-        config: { ...keelson, cgroupDriver: config.cgroupDriver },
-        cniconfig: { PluginDirs: keelson.cniBinDirs, PluginConfDirs: keelson.cniConfDirs },
-        lastCNILoadStatus: (await cni.status()).message || 'OK',
-      }),
-    });
-    after(() => cri.close());
-  }
-  return { runtime, cni };
-}
-
-/** The runtime that `containerRuntimeEndpoint` names, once it answers; what speaks gRPC is loaded only for it. */
-async function foreignRuntime(config: AgentConfig, log: Logger, clock: Clock) {
-  const { containerRuntimeEndpoint: endpoint } = config;
-  if (endpoint === undefined) return undefined;
-  if (config.keelson.imagesDir !== undefined) {
-    log.warn(
-      'keelson.imagesDir is not looked at: with containerRuntimeEndpoint images are those of the other runtime',
-    );
-  }
-  const { openForeignRuntime } = await import('./foreign_runtime.ts');
-  return openForeignRuntime({ endpoint, config, clock, log: log.child({ room: 'runtime' }) });
-}
-
-/**
- * Opens the database. Where it is locked and no agent answers, a command of the command line works on the images (see
- * agent/cli/session.ts): that is waited for. Throws DATABASE_LOCKED after a minute, or at once where an agent answers.
- */
-async function openState({ keelson }: AgentConfig, log: Logger, clock: Clock): Promise<Database> {
-  const path = join(keelson.stateDir, 'state.db');
-  const patience = clock.monotonic() + commandMs;
-  for (let told = false; ; told = true) {
-    try {
-      return openDatabase(path, {
-        onSalvage: (salvage) =>
-          log.error(salvage, 'the database was damaged: a new one has what could be read of it'),
-      }); // Tries for a second.
-    } catch (error) {
-      if (!isError(error, 'DATABASE_LOCKED') || clock.monotonic() > patience) throw error;
-      if (await agentListens(join(keelson.runDir, socketName))) throw error;
-      if (!told) log.warn({ path }, 'the database is in use by another keelson process: waiting for its end');
-    }
-    // The kernel tells nobody that a lock has become free.
-    await sleep(clock, 200);
-  }
-}
-
-function imagesOptions(config: AgentConfig, db: Database, log: Logger, clock: Clock): ImagesOptions {
-  const { keelson } = config;
-  return {
-    db,
-    stateDir: keelson.stateDir,
-    log: log.child({ room: 'images' }),
-    clock,
-    parallelDownloads: keelson.parallelDownloads,
-    downloadBytesInFlight:
-      keelson.downloadBytesInFlight === undefined ? undefined : keelson.downloadBytesInFlight * 2 ** 20,
-    keepBlobs: keelson.keepBlobs,
-    fetchPolicy: {
-      minBytesPerSecond: keelson.downloadMinSpeed * 1024,
-      stallMs: keelson.downloadStallTimeout,
-    },
-    insecureRegistries: keelson.insecureRegistries,
-    registryFolders: keelson.registryFolders,
-    registryMirrorsOnly: keelson.registryMirrorsOnly,
-  };
-}
-
-/**
- * The image room alone, for a command where no agent runs. Throws DATABASE_LOCKED where one does; the lock is held until
- * `close`. With `containerRuntimeEndpoint` it is the other runtime that is asked.
- */
-export async function openImageVerbs(
-  config: AgentConfig,
-): Promise<{ readonly handlers: ImageHandlers; close(): Promise<void> }> {
-  process.umask(0o022);
-  const endpoint = config.imageServiceEndpoint ?? config.containerRuntimeEndpoint;
-  if (endpoint !== undefined) {
-    const { makeCriClient } = await import('../runtime/cri/client.ts');
-    const { images, close } = makeCriClient({ endpoint, clock: systemClock, log: makeLogger('warn') });
-    return { handlers: imageVerbs({ images }), close: async () => close() };
-  }
-  const db = openDatabase(join(config.keelson.stateDir, 'state.db'));
-  try {
-    const images = await makeImages(imagesOptions(config, db, makeLogger('warn'), systemClock));
-    return {
-      handlers: imageVerbs({ images }),
-      async close() {
-        await images.close();
-        db.close();
-      },
-    };
-  } catch (error) {
-    db.close();
-    throw error;
-  }
-}
-
-/** Starts an unpack thread for a moment, so that its compiled code is kept as well as ours. */
-export async function warmThreads(): Promise<void> {
-  const pool = makeUnpackPool({ clock: systemClock });
-  await pool.warm();
-  await pool.close();
-}
-
-/** Calls `act` each time when nothing has stirred for `ms`; it begins stirred. */
-function whenCalm(clock: Clock, ms: number, act: () => unknown): { stir(): void; close(): void } {
-  let cancel = clock.after(ms, act);
-  return {
-    stir() {
-      cancel();
-      cancel = clock.after(ms, act);
-    },
-    close: () => cancel(),
-  };
-}
-
-/** `act` at the first call only. */
-function once(act: () => Promise<void>): () => Promise<void> {
-  let run: Promise<void> | undefined;
-  return () => {
-    run ??= act();
-    return run;
-  };
 }
 
 /** A path of the command line, which may be relative. */

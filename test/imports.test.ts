@@ -13,7 +13,9 @@ const rules: readonly { room: string; may: readonly string[] }[] = [
   { room: 'images/', may: ['runtime/host/', 'runtime/api.ts'] },
   { room: 'cni/', may: ['runtime/host/'] },
   { room: 'runtime/', may: ['runtime/host/', 'images/', 'cni/'] },
+  // Where everything is put together.
   { room: 'agent/main.ts', may: ['agent/', 'runtime/', 'images/', 'cni/'] },
+  { room: 'agent/main/', may: ['agent/', 'runtime/', 'images/', 'cni/'] },
   {
     room: 'agent/',
     may: [

@@ -95,7 +95,7 @@ async function openSession(configFile: string | undefined, signal: AbortSignal):
 async function openHere(config: AgentConfig): Promise<Session> {
   const { stateDir } = config.keelson;
   try {
-    const { openImageVerbs } = await import('../main.ts');
+    const { openImageVerbs } = await import('../main/images.ts');
     const { handlers, close } = await openImageVerbs(config);
     const { containerRuntimeEndpoint, imageServiceEndpoint } = config;
     const other = imageServiceEndpoint ?? containerRuntimeEndpoint;
