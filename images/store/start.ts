@@ -2,9 +2,10 @@
  * What the start of a store finds of the run before: whether that ended in order, folders without a row, rows without
  * a folder.
  *
- * A layer is on the disk before its row is written, so a disk that keeps its word cannot lose a part of one. Cheap disks
- * do not keep it: after a power cut (the last run was not closed, and the boot is another) the layers that had not
- * settled by then are to be verified. A mere kill (the same boot) loses nothing that the kernel has been given.
+ * After a power cut (the last run was not closed, and the boot is another) two kinds of layers are to be verified: those
+ * whose rows do not say that they were synced, before anybody gets them; and, since cheap disks say too early that they
+ * have written, those that were synced but had not settled by then, meanwhile. A mere kill (the same boot) loses nothing
+ * that the kernel has been given.
  */
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';

@@ -23,7 +23,7 @@ import { type Entry, show } from '../tar/entries.ts';
 import type { TarSink } from '../tar/reader.ts';
 import type { UnpackLimits } from './protocol.ts';
 import type { TarMap } from './tar_map.ts';
-import { type ContentWriter, errnameOf, explained } from './writer.ts';
+import { type ContentWriter, errnameOf, explained, whereSupported } from './writer.ts';
 
 export interface Applier extends TarSink {
   /** Gives the folders their times, which later entries have changed. Call once, when all contents are written. */
@@ -68,6 +68,9 @@ export function makeApplier(
   let mapped = true;
   let open: OpenFile | undefined;
 
+  /** Does a new file get this mode from being made, without a chmod? */
+  const comesRight = (mode: number) => (mode & umask) === 0 && mode <= 0o777;
+
   const makeFolder = (path: string, mode: number) => {
     let replaced: Stats | undefined;
     try {
@@ -85,7 +88,7 @@ export function makeApplier(
       replaced = found;
     }
     // The umask of the process, and a setgid parent, must not have a say.
-    const isPlain = replaced === undefined && isOurs(path) && (mode & umask) === 0 && mode <= 0o777;
+    const isPlain = replaced === undefined && isOurs(path) && comesRight(mode);
     if (!isPlain) {
       lchownSync(native(path), 0, 0);
       chmodSync(native(path), mode);
@@ -156,14 +159,9 @@ export function makeApplier(
     if (!isRoots || uid !== 0 || gid !== 0) {
       lchownSync(native(path), uid, gid);
       if (type !== 'symlink') chmodSync(native(path), mode);
-    } else if (type !== 'symlink' && ((mode & umask) !== 0 || mode > 0o777)) chmodSync(native(path), mode);
+    } else if (type !== 'symlink' && !comesRight(mode)) chmodSync(native(path), mode);
     for (const [name, value] of wantedXattrs(entry)) {
-      try {
-        setXattr(native(path), name, value);
-      } catch (error) {
-        // A file system without them: the files are more use without than none at all.
-        if (errnameOf(error) !== 'ENOTSUP' && errnameOf(error) !== 'EOPNOTSUPP') throw error;
-      }
+      whereSupported(() => setXattr(native(path), name, value));
     }
   };
 
@@ -206,7 +204,7 @@ export function makeApplier(
     // What no layer made could be a link: the name says nothing of where the file is then.
     if (!parentIsOurs && !made.has(parentOf(path))) mapped = false;
     const isRoots = parentIsOurs && entry.uid === 0 && entry.gid === 0;
-    const isPlain = isRoots && (entry.mode & umask) === 0 && entry.mode <= 0o777;
+    const isPlain = isRoots && comesRight(entry.mode);
     writer.beforeOpen();
     replacing(path, () => {
       // With an owner to come the file is closed to everybody until then.
@@ -286,7 +284,7 @@ export function makeApplier(
       const { fd, entry, isRoots } = open;
       open = undefined;
       const { uid, gid, mode, mtime } = entry;
-      const isPlain = isRoots && (mode & umask) === 0 && mode <= 0o777;
+      const isPlain = isRoots && comesRight(mode);
       const attributes = {
         uid: isRoots ? -1 : uid,
         gid,

@@ -48,7 +48,7 @@ export const directWriter: ContentWriter = {
         // Owner first: changing it clears setuid, setgid and capabilities.
         if (uid !== -1) fchownSync(fd, uid, gid);
         if (mode !== -1) fchmodSync(fd, mode);
-        for (const [name, value] of xattrs) setWhereSupported(fd, name, value);
+        for (const [name, value] of xattrs) whereSupported(() => setFileXattr(fd, name, Buffer.from(value)));
         setFileTimes(fd, seconds, nanoseconds);
       });
     } finally {
@@ -58,11 +58,11 @@ export const directWriter: ContentWriter = {
   close: closeSync,
 };
 
-function setWhereSupported(fd: number, name: string, value: Uint8Array): void {
+/** Sets an extended attribute by `set`. A file system without them: the files are more use without than none at all. */
+export function whereSupported(set: () => void): void {
   try {
-    setFileXattr(fd, name, Buffer.from(value));
+    set();
   } catch (error) {
-    // A file system without them: the files are more use without than none at all.
     if (errnameOf(error) !== 'ENOTSUP' && errnameOf(error) !== 'EOPNOTSUPP') throw error;
   }
 }

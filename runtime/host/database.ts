@@ -1,8 +1,8 @@
 /**
  * `state.db`: what keelson remembers. SQLite in WAL mode; one process owns it at a time.
  * Commits survive kill -9 at once; a power cut may lose the newest ones but never tears one
- * (synchronous=NORMAL), which is why everything on disk is made real before its row is written and
- * what no row names is swept at start.
+ * (synchronous=NORMAL), which is why what stands on disk is made before its row is written and what no
+ * row names is swept at start.
  */
 import {
   closeSync,
