@@ -51,7 +51,8 @@ export function lab(t: TestContext): Lab {
   const id = randomBytes(4).toString('hex');
   const bridge = `kt${id}`;
   const net4 = `10.${randomInt(130, 250)}.${randomInt(0, 255)}`;
-  const net6 = `fd${id.slice(0, 2)}:${id.slice(2, 6)}:${id.slice(6)}00:`;
+  // No group begins with a zero, so that addresses read as they are written.
+  const net6 = `fd${id.slice(0, 2)}:1${id.slice(2, 5)}:1${id.slice(5, 8)}:`;
   const leases = join(setup.root, 'leases');
   let count = 0;
   t.after(() => tryRun('ip', 'link', 'del', bridge));
