@@ -39,6 +39,7 @@ import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
 import { makePodManager } from './pods/manager.ts';
+import { kubepodsLimits, makeQosGroups } from './pods/resources/qos_groups.ts';
 import { kubernetesVersion, version } from './version.ts';
 import { makeVolumes } from './volumes/manager.ts';
 
@@ -258,16 +259,24 @@ async function assemble(
     });
     const cgroups = detectCgroups();
     const cgroupDriver = foreign?.cgroupDriver ?? config.cgroupDriver;
+    const groups = cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups;
+    const podsSettings = podsConfig({ ...config, cgroupDriver });
+    const qosGroups = makeQosGroups({
+      cgroups: groups,
+      settings: podsSettings.cgroup,
+      limits: kubepodsLimits(config, firstFacts),
+      log: log.child({ room: 'pods' }),
+    });
     const pods = makePodManager({
       runtime,
       images,
       imageAccess,
       volumes,
-      cgroups: cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups,
+      cgroups: groups,
       client,
       objects,
       events,
-      config: { ...podsConfig({ ...config, cgroupDriver }), runtimeName: foreign?.name },
+      config: { ...podsSettings, runtimeName: foreign?.name },
       sources: [
         ...(client === undefined ? [] : (['api'] as const)),
         ...(config.staticPodPath === undefined ? [] : (['file'] as const)),
@@ -278,6 +287,9 @@ async function assemble(
       hostIps: () => node?.addresses() ?? firstFacts.addresses,
       allocatable,
       nodeLabels: () => node?.current()?.metadata?.labels ?? {},
+      nodeTaints: () => node?.current()?.spec?.taints,
+      memoryUsage: async (id, signal) => (await own?.runtime.containerStats(id, signal))?.memory?.usage,
+      onRequests: (requests) => qosGroups.update(requests),
       log: log.child({ room: 'pods' }),
       clock,
     });

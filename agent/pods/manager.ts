@@ -5,7 +5,9 @@ import { type ContainerLog, findContainer } from './lookup.ts';
 import { nothingObserved } from './observe.ts';
 import { findOrphans } from './orphans.ts';
 import { isTerminalPhase } from './plan/conditions.ts';
-import { refusalOf } from './spec/admission.ts';
+import { choosePreempted, isCritical, preempted } from './resources/preemption.ts';
+import { makeResizer } from './resources/resizer.ts';
+import { judge, type NodeFacts, type Refusal, refusalOf } from './spec/admission.ts';
 import { formatPod, labelNames, uidOf } from './spec/pod.ts';
 import { makeStatusWriter, type StatusWriter } from './status_writer.ts';
 import type { TimelineEntry } from './timeline.ts';
@@ -19,9 +21,14 @@ export type { TimelineEntry } from './timeline.ts';
 export interface PodManagerOptions extends Shared {
   /** Sources that must have told everything before what is left of unknown pods is removed. */
   readonly sources: readonly PodSourceKind[];
+  /** Why a pod can never be resized so. */
+  readonly infeasibleResize?: (wanted: Pod, given: Pod) => string | undefined;
   /** 0 to below 1. */
   readonly random: () => number;
   readonly nodeLabels: () => Readonly<Record<string, string>>;
+  readonly nodeTaints?: () => NodeFacts['taints'];
+  /** Called when requests of the node's pods may have changed, with those that hold resources. */
+  readonly onRequests?: (pods: readonly Pod[]) => void;
   /** Milliseconds between two looks at the whole runtime, for events that got lost. Default 60,000. */
   readonly relistMs?: number;
 }
@@ -48,6 +55,8 @@ interface Held {
   readonly source: PodSourceKind;
   readonly worker: Worker;
   readonly refused: boolean;
+  /** It holds no resources any more. */
+  readonly ended: () => boolean;
   /** The source no longer has it: it is on its way out. */
   removed: boolean;
 }
@@ -61,7 +70,63 @@ export function makePodManager(options: PodManagerOptions): PodManager {
   const waiting = new Map<string, { readonly source: PodSourceKind; readonly pod: Pod }>();
   const awaited = new Set(options.sources);
   const exitListeners = new Set<() => void>();
+  /** Evicted pods that somebody waits for. */
+  const leaving = new Map<string, readonly string[]>();
   let closed = false;
+
+  const resizer = makeResizer({
+    kubeletDir: options.config.kubeletDir,
+    events: options.events,
+    log,
+    now: () => clock.now(),
+    ready: () => awaited.size === 0,
+    refusal: (wanted) => refusalOf(wanted, holders(uidOf(wanted)), node(), isStatic(wanted)),
+    infeasible: options.infeasibleResize,
+    apply: (uid, pod, change) => held.get(uid)?.worker.update(pod, change),
+  });
+
+  function node(): NodeFacts {
+    return {
+      name: options.nodeName,
+      labels: options.nodeLabels(),
+      allocatable: options.allocatable(),
+      taints: options.nodeTaints?.(),
+    };
+  }
+
+  function isStatic(pod: Pod): boolean {
+    return (held.get(uidOf(pod))?.source ?? 'api') !== 'api';
+  }
+
+  /** The pods that hold resources, as they were given. */
+  function holding(): { readonly pod: Pod; readonly isStatic: boolean; readonly worker: Worker }[] {
+    return [...held.values()]
+      .filter(({ refused, removed, ended }) => !refused && !removed && !ended())
+      .map(({ source, worker }) => ({ pod: worker.pod, isStatic: source !== 'api', worker }));
+  }
+
+  function holders(except: string): Pod[] {
+    return holding()
+      .map(({ pod }) => pod)
+      .filter((pod) => uidOf(pod) !== except);
+  }
+
+  function requestsChanged(): void {
+    options.onRequests?.(holders(''));
+  }
+
+  /** Something was given back: those that wait for it are looked at again. */
+  function freed(): void {
+    for (const [next, victims] of leaving) {
+      if (victims.some((uid) => held.has(uid) && !held.get(uid)!.ended())) continue;
+      leaving.delete(next);
+      const one = waiting.get(next);
+      waiting.delete(next);
+      if (one !== undefined) upsert(one.source, one.pod);
+    }
+    resizer.retry();
+    requestsChanged();
+  }
 
   const writer: StatusWriter | undefined =
     client === undefined
@@ -113,13 +178,21 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       } catch (error) {
         log.warn({ err: error }, 'cannot list what the runtime has');
       }
+      resizer.retry();
       if (!closed) cancelRelist = clock.after(relistMs, relist);
     })();
   }
 
-  function add(source: PodSourceKind, pod: Pod, orphan = false): void {
-    const uid = uidOf(pod);
-    const refused = orphan ? undefined : refusal(pod);
+  function add(source: PodSourceKind, wanted: Pod, orphan = false): void {
+    const uid = uidOf(wanted);
+    const { pod, resize } = orphan ? { pod: wanted, resize: undefined } : resizer.take(wanted);
+    const refused = orphan ? undefined : refusal(source, pod);
+    if (refused === 'wait') {
+      resizer.forget(uid);
+      waiting.set(uid, { source, pod: wanted });
+      return;
+    }
+    let over = false;
     if (refused !== undefined)
       options.events.event(
         { apiVersion: 'v1', kind: 'Pod', metadata: pod.metadata },
@@ -133,8 +206,15 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       ...options,
       pod,
       refused,
+      resize,
       orphan,
-      onStatus: (status) => written?.submit(held.get(uid)?.worker.pod ?? pod, status),
+      onStatus: (status) => {
+        written?.submit(held.get(uid)?.worker.pod ?? pod, status);
+        if (over || !isTerminalPhase(status.phase)) return;
+        over = true;
+        // Not within the worker's own turn.
+        queueMicrotask(freed);
+      },
       onGone: async (status) => written?.finish(held.get(uid)?.worker.pod ?? pod, status),
       onExit: () => {
         for (const listener of exitListeners) listener();
@@ -143,6 +223,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         const known = held.get(uid);
         held.delete(uid);
         objects.release(uid);
+        resizer.forget(uid);
         options.imageAccess.forget(uid);
         writer?.forget(uid);
         // A source that has forgotten the pod already would never take the note back.
@@ -151,9 +232,12 @@ export function makePodManager(options: PodManagerOptions): PodManager {
           waiting.delete(next);
           upsert(one.source, one.pod);
         }
+        if (!closed) freed();
       },
     });
-    held.set(uid, { source, worker, refused: refused !== undefined, removed: orphan });
+    const ended = () => over || isTerminalPhase(worker.status?.phase);
+    held.set(uid, { source, worker, refused: refused !== undefined, removed: orphan, ended });
+    requestsChanged();
   }
 
   /**
@@ -174,7 +258,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
   }
 
   /** Pods that were taken in before stay: only new ones are judged. */
-  function refusal(pod: Pod) {
+  function refusal(source: PodSourceKind, pod: Pod): Refusal | 'wait' | undefined {
     const { status, metadata } = pod;
     if (
       status?.startTime !== undefined ||
@@ -182,16 +266,42 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       isTerminalPhase(status?.phase)
     )
       return undefined;
-    const others = [...held.values()]
-      .filter(
-        ({ refused, removed, worker }) => !refused && !removed && !isTerminalPhase(worker.status?.phase),
-      )
-      .map(({ worker }) => worker.pod);
-    return refusalOf(pod, others, {
-      name: options.nodeName,
-      labels: options.nodeLabels(),
-      allocatable: options.allocatable(),
-    });
+    const others = holders(uidOf(pod));
+    const fixed = source !== 'api';
+    const { short, other } = judge(pod, others, node(), fixed);
+    if (short.length === 0 || other !== undefined || !isCritical(pod, fixed))
+      return refusalOf(pod, others, node(), fixed);
+    return preempt({ pod, isStatic: fixed }, short);
+  }
+
+  /** Ends lesser pods for a critical one, which comes when they have gone. */
+  function preempt(
+    critical: { readonly pod: Pod; readonly isStatic: boolean },
+    short: Parameters<typeof choosePreempted>[2],
+  ): Refusal | 'wait' {
+    const running = holding();
+    const chosen = choosePreempted(critical, running, short);
+    if ('unmet' in chosen)
+      return {
+        reason: 'UnexpectedAdmissionError',
+        message: `Unexpected error while attempting to recover from admission failure: preemption: error finding a set of pods to preempt: ${chosen.unmet}`,
+      };
+    const victims = running.filter(({ pod }) => chosen.victims.includes(pod));
+    leaving.set(
+      uidOf(critical.pod),
+      victims.map(({ pod }) => uidOf(pod)),
+    );
+    for (const { pod, worker } of victims) {
+      log.info({ pod: formatPod(pod), for: formatPod(critical.pod) }, 'preempting a pod for a critical one');
+      options.events.event(
+        { apiVersion: 'v1', kind: 'Pod', metadata: pod.metadata },
+        'Warning',
+        preempted.reason,
+        preempted.message,
+      );
+      worker.evict(preempted);
+    }
+    return 'wait';
   }
 
   function upsert(source: PodSourceKind, pod: Pod): void {
@@ -199,7 +309,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     if (closed || uid === '' || finished.has(uid)) return;
     // The apiserver's image of a static pod, which runs from its file.
     if (source === 'api' && pod.metadata?.annotations?.[mirrorAnnotation] !== undefined) return;
-    if (mustWait(source, pod)) {
+    if (mustWait(source, pod) || leaving.has(uid)) {
       waiting.set(uid, { source, pod });
       return;
     }
@@ -209,12 +319,16 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       return;
     }
     if (known.source === 'api') writer?.seen(pod);
-    known.worker.update(pod);
+    resizer.update(pod);
+    requestsChanged();
   }
 
   function remove(source: PodSourceKind, uid: string): void {
     if (finished.get(uid) === source) finished.delete(uid);
-    if (waiting.get(uid)?.source === source) waiting.delete(uid);
+    if (waiting.get(uid)?.source === source) {
+      waiting.delete(uid);
+      leaving.delete(uid);
+    }
     const known = held.get(uid);
     if (known?.source !== source) return;
     known.removed = true;
@@ -247,7 +361,10 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       // Those that hold their place already come before those that have to be judged.
       const inPlace = (pod: Pod) => Number(pod.status?.startTime === undefined);
       for (const pod of [...pods].sort((a, b) => inPlace(a) - inPlace(b))) upsert(source, pod);
-      if (awaited.delete(source) && awaited.size === 0) void removeOrphans();
+      if (awaited.delete(source) && awaited.size === 0) {
+        resizer.retry();
+        void removeOrphans();
+      }
     },
     upsert,
     remove,

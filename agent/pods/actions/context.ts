@@ -43,7 +43,8 @@ export interface Shared {
     'mustPull' | 'credentials' | 'pull' | 'forget' | 'pullAlwaysFallback'
   >;
   readonly volumes: VolumeManager;
-  readonly cgroups?: Pick<Cgroups, 'ensure' | 'remove' | 'children'>;
+  readonly cgroups?: Pick<Cgroups, 'ensure' | 'remove' | 'children'> &
+    Partial<Pick<Cgroups, 'read' | 'version'>>;
   readonly client?: ApiserverClient;
   readonly objects: ObjectCache;
   readonly events: EventRecorder;
@@ -53,6 +54,8 @@ export interface Shared {
   readonly allocatable: () => Readonly<Record<string, string>>;
   /** Of the node, in bytes. */
   readonly memoryCapacity: number;
+  /** Bytes that a running container uses; undefined where that is not known. */
+  readonly memoryUsage?: (containerId: string, signal: AbortSignal) => Promise<number | undefined>;
   readonly log: Logger;
   readonly clock: Clock;
 }

@@ -1,0 +1,99 @@
+/**
+ * The cgroups above the pods' own: all pods together have what the machine has less what is reserved, the QoS classes
+ * below share the processors by what their pods ask for (cm.qosContainerManagerImpl, node_container_manager_linux.go).
+ */
+import { dirname } from 'node:path';
+import type { CgroupResources, Cgroups } from '../../../runtime/host/cgroups.ts';
+import { describe } from '../../../runtime/host/errors.ts';
+import type { Logger } from '../../../runtime/host/log.ts';
+import { milli, wholeUnits } from '../../apiserver/quantity.ts';
+import type { Pod } from '../../apiserver/types.ts';
+import { type CgroupSettings, cgroupOf, cpuShares, podRequestMilli, qosClassOf } from '../spec/qos.ts';
+
+const bestEffortShares = 2;
+
+/** What the reservations leave of the machine. */
+export interface Reservations {
+  readonly enforceNodeAllocatable: readonly string[];
+  readonly kubeReserved?: Readonly<Record<string, string>>;
+  readonly systemReserved?: Readonly<Record<string, string>>;
+}
+
+/**
+ * The limits of all pods together; undefined where `pods` are not enforced. The eviction threshold is not taken off:
+ * it is reached before the limit is. Pure.
+ */
+export function kubepodsLimits(
+  config: Reservations,
+  machine: { readonly cpus: number; readonly memoryBytes: number },
+): CgroupResources | undefined {
+  if (!config.enforceNodeAllocatable.includes('pods')) return undefined;
+  const reserved = (name: string, read: (text: string) => number) =>
+    [config.kubeReserved?.[name], config.systemReserved?.[name]].reduce(
+      (sum, text) => sum + (text === undefined ? 0 : read(text)),
+      0,
+    );
+  const memory = Math.max(0, machine.memoryBytes - reserved('memory', wholeUnits));
+  return {
+    cpuShares: cpuShares(Math.max(0, machine.cpus * 1000 - reserved('cpu', milli))),
+    ...(memory > 0 ? { memoryLimitBytes: memory } : {}),
+  };
+}
+
+/** What the group of all Burstable pods gets of the processors. Pure. */
+export function burstableShares(pods: readonly Pod[]): number {
+  const requests = pods
+    .filter((pod) => qosClassOf(pod) === 'Burstable')
+    .reduce((sum, pod) => sum + podRequestMilli(pod, 'cpu'), 0);
+  return cpuShares(requests);
+}
+
+export interface QosGroups {
+  /** The pods that hold resources have changed. Returns at once; writes what differs. */
+  update(pods: readonly Pod[]): void;
+}
+
+export function makeQosGroups(options: {
+  readonly cgroups: Pick<Cgroups, 'ensure'>;
+  readonly settings: CgroupSettings;
+  readonly limits: CgroupResources | undefined;
+  readonly log: Logger;
+}): QosGroups {
+  const { cgroups, settings, log } = options;
+  const folder = (qos: Parameters<typeof cgroupOf>[1]) => dirname(cgroupOf('', qos, settings).path);
+  let wanted: number | undefined;
+  let written: number | undefined;
+  let made = false;
+  let writing = false;
+
+  async function write(): Promise<void> {
+    if (!made) {
+      await cgroups.ensure(folder('Guaranteed'), options.limits);
+      await cgroups.ensure(folder('BestEffort'), { cpuShares: bestEffortShares });
+      made = true;
+    }
+    while (wanted !== undefined && wanted !== written) {
+      const next = wanted;
+      await cgroups.ensure(folder('Burstable'), { cpuShares: next });
+      written = next;
+    }
+  }
+
+  return {
+    update(pods) {
+      wanted = burstableShares(pods);
+      if (writing || wanted === written) return;
+      writing = true;
+      write()
+        .catch((error: unknown) =>
+          log.warn(
+            { error: describe(error) },
+            'cannot set the cgroups of the QoS classes, trying again later',
+          ),
+        )
+        .finally(() => {
+          writing = false;
+        });
+    },
+  };
+}
