@@ -31,6 +31,7 @@ import { type ImageAccess, makeImageAccess } from './images/access.ts';
 import { type ImageGc, startImageGc } from './images/gc.ts';
 import { once, whenCalm } from './main/calm.ts';
 import { imagesOptions, openState } from './main/images.ts';
+import { kernelSettings } from './main/kernel.ts';
 import { foreignRuntime, openRuntime } from './main/runtime.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { fetchMetrics } from './metrics/fetches.ts';
@@ -260,7 +261,10 @@ async function assemble(
     const cgroups = detectCgroups();
     const cgroupDriver = foreign?.cgroupDriver ?? config.cgroupDriver;
     const groups = cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups;
-    const podsSettings = podsConfig({ ...config, cgroupDriver });
+    const podsSettings = {
+      ...podsConfig({ ...config, cgroupDriver }),
+      kernel: await kernelSettings(config, firstFacts, cgroups.version),
+    };
     const qosGroups = makeQosGroups({
       cgroups: groups,
       settings: podsSettings.cgroup,

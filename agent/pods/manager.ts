@@ -5,6 +5,7 @@ import { type ContainerLog, findContainer } from './lookup.ts';
 import { nothingObserved } from './observe.ts';
 import { findOrphans } from './orphans.ts';
 import { isTerminalPhase } from './plan/conditions.ts';
+import { swapForbids } from './resources/kernel_limits.ts';
 import { choosePreempted, isCritical, preempted } from './resources/preemption.ts';
 import { makeResizer } from './resources/resizer.ts';
 import { judge, type NodeFacts, type Refusal, refusalOf } from './spec/admission.ts';
@@ -21,8 +22,6 @@ export type { TimelineEntry } from './timeline.ts';
 export interface PodManagerOptions extends Shared {
   /** Sources that must have told everything before what is left of unknown pods is removed. */
   readonly sources: readonly PodSourceKind[];
-  /** Why a pod can never be resized so. */
-  readonly infeasibleResize?: (wanted: Pod, given: Pod) => string | undefined;
   /** 0 to below 1. */
   readonly random: () => number;
   readonly nodeLabels: () => Readonly<Record<string, string>>;
@@ -81,7 +80,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     now: () => clock.now(),
     ready: () => awaited.size === 0,
     refusal: (wanted) => refusalOf(wanted, holders(uidOf(wanted)), node(), isStatic(wanted)),
-    infeasible: options.infeasibleResize,
+    infeasible: (wanted, given) => swapForbids(wanted, given, options.config.kernel),
     apply: (uid, pod, change) => held.get(uid)?.worker.update(pod, change),
   });
 

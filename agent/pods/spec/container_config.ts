@@ -5,6 +5,7 @@ import { KeelsonError } from '../../../runtime/host/errors.ts';
 import type { Pod, PodContainer } from '../../apiserver/types.ts';
 import type { ReadyVolume } from '../../volumes/types.ts';
 import { mayRestart } from '../resources/allocation.ts';
+import { type KernelSettings, kernelLimits } from '../resources/kernel_limits.ts';
 import {
   annotationNames,
   type ContainerExtras,
@@ -107,6 +108,7 @@ export interface ContainerInput {
   /** The empty file that the container writes its last message to. */
   readonly terminationFile: string;
   readonly cgroup: CgroupSettings;
+  readonly kernel?: KernelSettings;
   readonly security: SecuritySettings;
   /** Of the node, in bytes. */
   readonly memoryCapacity: number;
@@ -140,6 +142,7 @@ export function makeContainerConfig(input: ContainerInput): ContainerConfig {
     linux: {
       resources: {
         ...containerResources(container, input.cgroup, pod),
+        ...kernelLimits(pod, container, input.kernel),
         oomScoreAdj: oomScoreAdj(pod, container, input.memoryCapacity),
       },
       security: containerSecurity(pod, container, input.imageUser, input.security),

@@ -15,6 +15,12 @@ import {
   withAllocation,
 } from '../../../agent/pods/resources/allocation.ts';
 import { operatingSystem, requestOf, type Shortage, taints } from '../../../agent/pods/resources/fit.ts';
+import {
+  type KernelSettings,
+  kernelLimits,
+  swapDevices,
+  swapForbids,
+} from '../../../agent/pods/resources/kernel_limits.ts';
 import { parsePodLimits } from '../../../agent/pods/resources/pod_cgroup.ts';
 import { choosePreempted, preemptable } from '../../../agent/pods/resources/preemption.ts';
 import { burstableShares, kubepodsLimits } from '../../../agent/pods/resources/qos_groups.ts';
@@ -395,4 +401,56 @@ test('admission: taints, operating systems, other nodes, and shortages beside ot
   const { short, other } = judge(elsewhere, [], node);
   assert.deepEqual(short, [{ resource: 'cpu', requested: 2000, used: 0, capacity: 1000 }]);
   assert.equal(other?.reason, 'NodeName');
+});
+
+const host: KernelSettings = {
+  cgroupVersion: 2,
+  swapControl: true,
+  swapBehavior: 'LimitedSwap',
+  memoryBytes: 8 * 2 ** 30,
+  swapBytes: 4 * 2 ** 30,
+  hugepages: [],
+  singleProcessOOMKill: false,
+};
+
+test('swap: a share for Burstable containers on v2, else none', () => {
+  const limits = (requests: Amounts, limit: Amounts | undefined, settings: Partial<KernelSettings> = {}) => {
+    const container = asking(requests, limit);
+    return kernelLimits(makePod({ containers: [container] }), container, { ...host, ...settings }).unified;
+  };
+  const group = { 'memory.oom.group': '1' };
+  const [asked, same] = [{ memory: '1Gi' }, { memory: '1Gi', cpu: '1' }];
+  assert.deepEqual(limits(asked, undefined), { ...group, 'memory.swap.max': String(2 ** 29) });
+  assert.deepEqual(limits({}, undefined), { ...group, 'memory.swap.max': '0' });
+  assert.deepEqual(limits(same, same), { ...group, 'memory.swap.max': '0' });
+  assert.deepEqual(limits(asked, undefined, { swapBehavior: 'NoSwap' }), {
+    ...group,
+    'memory.swap.max': '0',
+  });
+  assert.deepEqual(limits(asked, undefined, { swapControl: false }), group);
+  assert.equal(limits(asked, undefined, { swapControl: false, singleProcessOOMKill: true }), undefined);
+  assert.equal(limits(asked, undefined, { cgroupVersion: 1 }), undefined);
+});
+
+test('huge pages: nothing but what a container has a limit for', () => {
+  const container = asking({}, { 'hugepages-2Mi': '4Mi' });
+  const settings = { ...host, cgroupVersion: 1 as const, hugepages: ['hugepages-2Mi', 'hugepages-1Gi'] };
+  assert.deepEqual(kernelLimits(makePod({ containers: [container] }), container, settings).hugepageLimits, [
+    { pageSize: '2MB', limit: 4 * 2 ** 20 },
+    { pageSize: '1GB', limit: 0 },
+  ]);
+});
+
+test('a container with swap is not resized in place', () => {
+  const [before, after] = [podOf('a', { memory: '1Gi' }), podOf('a', { memory: '2Gi' })];
+  assert.match(swapForbids(after, before, host)!, /^In-place resize of containers with swap/);
+  assert.equal(swapForbids(after, before, { ...host, swapBehavior: 'NoSwap' }), undefined);
+  assert.equal(swapForbids(after, before, undefined), undefined);
+  assert.equal(swapForbids(before, before, host), undefined);
+});
+
+test('swap devices', () => {
+  assert.deepEqual(swapDevices('Filename\tType\n/dev/sda2   partition 1 2 3\n'), ['/dev/sda2']);
+  assert.deepEqual(swapDevices('Filename\tType\n'), []);
+  assert.deepEqual(swapDevices(''), []);
 });
