@@ -40,7 +40,7 @@ import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
 import { makePodManager } from './pods/manager.ts';
-import { kubepodsLimits, makeQosGroups } from './pods/resources/qos_groups.ts';
+import { kubepodsLimits, makeQosGroups, reservedGroups } from './pods/resources/qos_groups.ts';
 import { kubernetesVersion, version } from './version.ts';
 import { makeVolumes } from './volumes/manager.ts';
 
@@ -269,6 +269,7 @@ async function assemble(
       cgroups: groups,
       settings: podsSettings.cgroup,
       limits: kubepodsLimits(config, firstFacts),
+      reserved: reservedGroups(config),
       log: log.child({ room: 'pods' }),
     });
     const pods = makePodManager({

@@ -17,6 +17,8 @@ export interface Reservations {
   readonly enforceNodeAllocatable: readonly string[];
   readonly kubeReserved?: Readonly<Record<string, string>>;
   readonly systemReserved?: Readonly<Record<string, string>>;
+  readonly kubeReservedCgroup?: string;
+  readonly systemReservedCgroup?: string;
 }
 
 /**
@@ -40,6 +42,35 @@ export function kubepodsLimits(
   };
 }
 
+/** A group that is not ours, and what it is held to. */
+export interface ReservedGroup {
+  readonly path: string;
+  readonly resources: CgroupResources;
+}
+
+/**
+ * The groups of the system and of the node's own daemons, held to what is reserved for them where that is enforced:
+ * `system-reserved`, `kube-reserved`, and with `-compressible` their processors alone. Pure.
+ */
+export function reservedGroups(config: Reservations): ReservedGroup[] {
+  const all = [
+    ['system-reserved', config.systemReservedCgroup, config.systemReserved],
+    ['kube-reserved', config.kubeReservedCgroup, config.kubeReserved],
+  ] as const;
+  return all.flatMap(([name, path, reserved]) => {
+    const whole = config.enforceNodeAllocatable.includes(name);
+    const compressible = config.enforceNodeAllocatable.includes(`${name}-compressible`);
+    if (path === undefined || path === '' || (!whole && !compressible)) return [];
+    const { cpu, memory, pid } = reserved ?? {};
+    const resources = {
+      ...(cpu === undefined ? {} : { cpuShares: cpuShares(milli(cpu)) }),
+      ...(whole && memory !== undefined ? { memoryLimitBytes: wholeUnits(memory) } : {}),
+      ...(whole && pid !== undefined ? { pidsLimit: wholeUnits(pid) } : {}),
+    };
+    return [{ path: path.startsWith('/') ? path : `/${path}`, resources }];
+  });
+}
+
 /** What the group of all Burstable pods gets of the processors. Pure. */
 export function burstableShares(pods: readonly Pod[]): number {
   const requests = pods
@@ -57,6 +88,8 @@ export function makeQosGroups(options: {
   readonly cgroups: Pick<Cgroups, 'ensure'>;
   readonly settings: CgroupSettings;
   readonly limits: CgroupResources | undefined;
+  /** Of others, held to their reservations too. Default none. */
+  readonly reserved?: readonly ReservedGroup[];
   readonly log: Logger;
 }): QosGroups {
   const { cgroups, settings, log } = options;
@@ -70,6 +103,7 @@ export function makeQosGroups(options: {
     if (!made) {
       await cgroups.ensure(folder('Guaranteed'), options.limits);
       await cgroups.ensure(folder('BestEffort'), { cpuShares: bestEffortShares });
+      for (const { path, resources } of options.reserved ?? []) await cgroups.ensure(path, resources);
       made = true;
     }
     while (wanted !== undefined && wanted !== written) {

@@ -23,7 +23,7 @@ import {
 } from '../../../agent/pods/resources/kernel_limits.ts';
 import { parsePodLimits } from '../../../agent/pods/resources/pod_cgroup.ts';
 import { choosePreempted, preemptable } from '../../../agent/pods/resources/preemption.ts';
-import { burstableShares, kubepodsLimits } from '../../../agent/pods/resources/qos_groups.ts';
+import { burstableShares, kubepodsLimits, reservedGroups } from '../../../agent/pods/resources/qos_groups.ts';
 import { readAllocation, writeAllocation } from '../../../agent/pods/resources/record.ts';
 import {
   holdsStarts,
@@ -346,6 +346,24 @@ test('the groups above the pods', () => {
   };
   assert.deepEqual(kubepodsLimits(config, machine), { cpuShares: 3584, memoryLimitBytes: 6 * 2 ** 30 });
   assert.equal(kubepodsLimits({ ...config, enforceNodeAllocatable: ['none'] }, machine), undefined);
+});
+
+test('the groups of others are held to their reservations where that is enforced', () => {
+  const config = {
+    enforceNodeAllocatable: ['pods', 'system-reserved', 'kube-reserved-compressible'],
+    systemReserved: { cpu: '500m', memory: '1Gi', pid: '100' },
+    systemReservedCgroup: '/system.slice',
+    kubeReserved: { cpu: '1', memory: '1Gi' },
+    kubeReservedCgroup: 'kube.slice',
+  };
+  assert.deepEqual(reservedGroups(config), [
+    {
+      path: '/system.slice',
+      resources: { cpuShares: 512, memoryLimitBytes: 2 ** 30, pidsLimit: 100 },
+    },
+    { path: '/kube.slice', resources: { cpuShares: 1024 } },
+  ]);
+  assert.deepEqual(reservedGroups({ ...config, enforceNodeAllocatable: ['pods'] }), []);
 });
 
 test('limits of a cgroup, v1 and v2', () => {
