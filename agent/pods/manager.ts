@@ -6,9 +6,9 @@ import { nothingObserved } from './observe.ts';
 import { findOrphans } from './orphans.ts';
 import { isTerminalPhase } from './plan/conditions.ts';
 import { swapForbids } from './resources/kernel_limits.ts';
-import { choosePreempted, isCritical, preempted } from './resources/preemption.ts';
 import { makeResizer } from './resources/resizer.ts';
-import { judge, type NodeFacts, type Refusal, refusalOf } from './spec/admission.ts';
+import { makeRoom } from './resources/room.ts';
+import { type NodeFacts, type Refusal, refusalOf } from './spec/admission.ts';
 import { formatPod, labelNames, uidOf } from './spec/pod.ts';
 import { makeStatusWriter, type StatusWriter } from './status_writer.ts';
 import type { TimelineEntry } from './timeline.ts';
@@ -69,58 +69,46 @@ export function makePodManager(options: PodManagerOptions): PodManager {
   const waiting = new Map<string, { readonly source: PodSourceKind; readonly pod: Pod }>();
   const awaited = new Set(options.sources);
   const exitListeners = new Set<() => void>();
-  /** Evicted pods that somebody waits for. */
-  const leaving = new Map<string, readonly string[]>();
   let closed = false;
 
+  const room = makeRoom({
+    node: () => ({
+      name: options.nodeName,
+      labels: options.nodeLabels(),
+      allocatable: options.allocatable(),
+      taints: options.nodeTaints?.(),
+    }),
+    holders: () =>
+      [...held.values()]
+        .filter(({ refused, removed, ended }) => !refused && !removed && !ended())
+        .map(({ source, worker }) => ({
+          pod: worker.pod,
+          isStatic: source !== 'api',
+          evict: worker.evict,
+        })),
+    events: options.events,
+    log,
+  });
   const resizer = makeResizer({
     kubeletDir: options.config.kubeletDir,
     events: options.events,
     log,
     now: () => clock.now(),
     ready: () => awaited.size === 0,
-    refusal: (wanted) => refusalOf(wanted, holders(uidOf(wanted)), node(), isStatic(wanted)),
+    refusal: (wanted) => refusalOf(wanted, room.others(uidOf(wanted)), room.node()),
     infeasible: (wanted, given) => swapForbids(wanted, given, options.config.kernel),
     apply: (uid, pod, change) => held.get(uid)?.worker.update(pod, change),
   });
 
-  function node(): NodeFacts {
-    return {
-      name: options.nodeName,
-      labels: options.nodeLabels(),
-      allocatable: options.allocatable(),
-      taints: options.nodeTaints?.(),
-    };
-  }
-
-  function isStatic(pod: Pod): boolean {
-    return (held.get(uidOf(pod))?.source ?? 'api') !== 'api';
-  }
-
-  /** The pods that hold resources, as they were given. */
-  function holding(): { readonly pod: Pod; readonly isStatic: boolean; readonly worker: Worker }[] {
-    return [...held.values()]
-      .filter(({ refused, removed, ended }) => !refused && !removed && !ended())
-      .map(({ source, worker }) => ({ pod: worker.pod, isStatic: source !== 'api', worker }));
-  }
-
-  function holders(except: string): Pod[] {
-    return holding()
-      .map(({ pod }) => pod)
-      .filter((pod) => uidOf(pod) !== except);
-  }
-
   function requestsChanged(): void {
-    options.onRequests?.(holders(''));
+    options.onRequests?.(room.others(''));
   }
 
   /** Something was given back: those that wait for it are looked at again. */
   function freed(): void {
-    for (const [next, victims] of leaving) {
-      if (victims.some((uid) => held.has(uid) && !held.get(uid)!.ended())) continue;
-      leaving.delete(next);
-      const one = waiting.get(next);
-      waiting.delete(next);
+    for (const uid of room.freed()) {
+      const one = waiting.get(uid);
+      waiting.delete(uid);
       if (one !== undefined) upsert(one.source, one.pod);
     }
     resizer.retry();
@@ -265,42 +253,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       isTerminalPhase(status?.phase)
     )
       return undefined;
-    const others = holders(uidOf(pod));
-    const fixed = source !== 'api';
-    const { short, other } = judge(pod, others, node(), fixed);
-    if (short.length === 0 || other !== undefined || !isCritical(pod, fixed))
-      return refusalOf(pod, others, node(), fixed);
-    return preempt({ pod, isStatic: fixed }, short);
-  }
-
-  /** Ends lesser pods for a critical one, which comes when they have gone. */
-  function preempt(
-    critical: { readonly pod: Pod; readonly isStatic: boolean },
-    short: Parameters<typeof choosePreempted>[2],
-  ): Refusal | 'wait' {
-    const running = holding();
-    const chosen = choosePreempted(critical, running, short);
-    if ('unmet' in chosen)
-      return {
-        reason: 'UnexpectedAdmissionError',
-        message: `Unexpected error while attempting to recover from admission failure: preemption: error finding a set of pods to preempt: ${chosen.unmet}`,
-      };
-    const victims = running.filter(({ pod }) => chosen.victims.includes(pod));
-    leaving.set(
-      uidOf(critical.pod),
-      victims.map(({ pod }) => uidOf(pod)),
-    );
-    for (const { pod, worker } of victims) {
-      log.info({ pod: formatPod(pod), for: formatPod(critical.pod) }, 'preempting a pod for a critical one');
-      options.events.event(
-        { apiVersion: 'v1', kind: 'Pod', metadata: pod.metadata },
-        'Warning',
-        preempted.reason,
-        preempted.message,
-      );
-      worker.evict(preempted);
-    }
-    return 'wait';
+    return room.refusal(pod, source !== 'api');
   }
 
   function upsert(source: PodSourceKind, pod: Pod): void {
@@ -308,7 +261,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     if (closed || uid === '' || finished.has(uid)) return;
     // The apiserver's image of a static pod, which runs from its file.
     if (source === 'api' && pod.metadata?.annotations?.[mirrorAnnotation] !== undefined) return;
-    if (mustWait(source, pod) || leaving.has(uid)) {
+    if (mustWait(source, pod) || room.waits(uid)) {
       waiting.set(uid, { source, pod });
       return;
     }
@@ -326,7 +279,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     if (finished.get(uid) === source) finished.delete(uid);
     if (waiting.get(uid)?.source === source) {
       waiting.delete(uid);
-      leaving.delete(uid);
+      room.forget(uid);
     }
     const known = held.get(uid);
     if (known?.source !== source) return;
