@@ -224,6 +224,42 @@ test('resources', { skip, timeout: 600_000 }, async (t) => {
     },
   );
 
+  await t.test(
+    'a RuntimeClass: its overhead is the pod’s, and a handler that the node lacks is told of',
+    async () => {
+      const classOf = (name: string, handler: string, more: object = {}) => ({
+        apiVersion: 'node.k8s.io/v1',
+        kind: 'RuntimeClass',
+        metadata: { name },
+        handler,
+        ...more,
+      });
+      const overhead = { podFixed: { cpu: '50m', memory: '16Mi' } };
+      await cluster.apply(classOf('heavy', 'runc', { overhead }), classOf('unknown', 'no-such-handler'));
+      await cluster.apply(
+        makePod(namespace, 'heavy', { ...sleeper(needs('100m', '64Mi')), runtimeClassName: 'heavy' }),
+        makePod(namespace, 'unknown', { ...sleeper({}), runtimeClassName: 'unknown' }),
+      );
+      const pod = await stage.pod(namespace, 'heavy', isReady);
+      assert.deepEqual(pod.spec!.overhead, overhead.podFixed);
+      const group = `/kubepods/pod${pod.metadata!.uid}`;
+      assert.equal(Number(await read(node.cgroupRoot, group, files.cpu)), 15_000);
+      assert.equal(Number(await read(node.cgroupRoot, group, files.memory)), 80 * 2 ** 20);
+      await stage.event(
+        namespace,
+        'unknown',
+        ({ reason, message }) =>
+          reason === 'FailedCreatePodSandBox' &&
+          message!.startsWith('Failed to create pod sandbox: ') &&
+          message!.includes('no-such-handler'),
+      );
+      const stuck = await stage.pod(namespace, 'unknown', () => true);
+      assert.equal(stuck.status!.phase, 'Pending');
+      await remove('heavy');
+      await remove('unknown');
+    },
+  );
+
   await t.test('what the node cannot hold is refused with the words of kubelet', async () => {
     await cluster.apply(makePod(namespace, 'huge', sleeper({ requests: { cpu: '500' } })));
     const refused = await stage.pod(namespace, 'huge', ({ status }) => status?.phase === 'Failed');
