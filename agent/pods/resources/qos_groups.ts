@@ -118,16 +118,15 @@ export function makeQosGroups(options: {
       wanted = burstableShares(pods);
       if (writing || wanted === written) return;
       writing = true;
-      write()
-        .catch((error: unknown) =>
-          log.warn(
-            { error: describe(error) },
-            'cannot set the cgroups of the QoS classes, trying again later',
-          ),
-        )
-        .finally(() => {
-          writing = false;
-        });
+      void (async () => {
+        try {
+          await write();
+        } catch (error) {
+          // The next change of the pods tries again.
+          log.warn({ error: describe(error) }, 'cannot set the cgroups of the QoS classes');
+        }
+        writing = false;
+      })();
     },
   };
 }

@@ -23,7 +23,12 @@ import {
 } from '../../../agent/pods/resources/kernel_limits.ts';
 import { parsePodLimits } from '../../../agent/pods/resources/pod_cgroup.ts';
 import { choosePreempted, preemptable } from '../../../agent/pods/resources/preemption.ts';
-import { burstableShares, kubepodsLimits, reservedGroups } from '../../../agent/pods/resources/qos_groups.ts';
+import {
+  burstableShares,
+  kubepodsLimits,
+  makeQosGroups,
+  reservedGroups,
+} from '../../../agent/pods/resources/qos_groups.ts';
 import { readAllocation, writeAllocation } from '../../../agent/pods/resources/record.ts';
 import {
   holdsStarts,
@@ -41,6 +46,7 @@ import {
   qosClassOf,
 } from '../../../agent/pods/spec/qos.ts';
 import { statusPatch } from '../../../agent/pods/status_writer.ts';
+import { makeLogger } from '../../../runtime/host/log.ts';
 import { makeContainer, makePod, time } from './objects.ts';
 
 type Amounts = Record<string, string>;
@@ -346,6 +352,37 @@ test('the groups above the pods', () => {
   };
   assert.deepEqual(kubepodsLimits(config, machine), { cpuShares: 3584, memoryLimitBytes: 6 * 2 ** 30 });
   assert.equal(kubepodsLimits({ ...config, enforceNodeAllocatable: ['none'] }, machine), undefined);
+});
+
+test('the groups are written once for each change, the last one always, and again after a failure', async () => {
+  const written: string[] = [];
+  let broken = true;
+  const groups = makeQosGroups({
+    cgroups: {
+      async ensure(path, resources) {
+        await new Promise(setImmediate);
+        if (broken) throw new Error('no cgroup');
+        written.push(`${path} ${resources?.cpuShares}`);
+      },
+    },
+    settings: { driver: 'cgroupfs', root: '/', cpuCfsQuota: true, cpuCfsPeriodUs: 100_000 },
+    limits: { cpuShares: 4096 },
+    log: makeLogger('silent'),
+  });
+  const idle = async () => {
+    for (let turns = 0; turns < 20; turns++) await new Promise(setImmediate);
+  };
+  groups.update([]);
+  await idle();
+  assert.deepEqual(written, []);
+  broken = false;
+  groups.update([podOf('a', { cpu: '1' })]);
+  groups.update([podOf('a', { cpu: '2' })]);
+  groups.update([podOf('a', { cpu: '3' })]);
+  await idle();
+  groups.update([podOf('a', { cpu: '3' })]);
+  await idle();
+  assert.deepEqual(written, ['/kubepods 4096', '/kubepods/besteffort 2', '/kubepods/burstable 3072']);
 });
 
 test('the groups of others are held to their reservations where that is enforced', () => {
