@@ -31,6 +31,7 @@ import { type ImageAccess, makeImageAccess } from './images/access.ts';
 import { type ImageGc, startImageGc } from './images/gc.ts';
 import { once, whenCalm } from './main/calm.ts';
 import { imagesOptions, openState } from './main/images.ts';
+import { kernelSettings } from './main/kernel.ts';
 import { foreignRuntime, openRuntime } from './main/runtime.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { fetchMetrics } from './metrics/fetches.ts';
@@ -39,6 +40,7 @@ import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
 import { makePodManager } from './pods/manager.ts';
+import { kubepodsLimits, makeQosGroups, reservedGroups } from './pods/resources/qos_groups.ts';
 import { kubernetesVersion, version } from './version.ts';
 import { makeVolumes } from './volumes/manager.ts';
 
@@ -258,16 +260,28 @@ async function assemble(
     });
     const cgroups = detectCgroups();
     const cgroupDriver = foreign?.cgroupDriver ?? config.cgroupDriver;
+    const groups = cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups;
+    const podsSettings = {
+      ...podsConfig({ ...config, cgroupDriver }),
+      kernel: await kernelSettings(config, firstFacts, cgroups.version),
+    };
+    const qosGroups = makeQosGroups({
+      cgroups: groups,
+      settings: podsSettings.cgroup,
+      limits: kubepodsLimits(config, firstFacts),
+      reserved: reservedGroups(config),
+      log: log.child({ room: 'pods' }),
+    });
     const pods = makePodManager({
       runtime,
       images,
       imageAccess,
       volumes,
-      cgroups: cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups,
+      cgroups: groups,
       client,
       objects,
       events,
-      config: { ...podsConfig({ ...config, cgroupDriver }), runtimeName: foreign?.name },
+      config: { ...podsSettings, runtimeName: foreign?.name },
       sources: [
         ...(client === undefined ? [] : (['api'] as const)),
         ...(config.staticPodPath === undefined ? [] : (['file'] as const)),
@@ -278,6 +292,9 @@ async function assemble(
       hostIps: () => node?.addresses() ?? firstFacts.addresses,
       allocatable,
       nodeLabels: () => node?.current()?.metadata?.labels ?? {},
+      nodeTaints: () => node?.current()?.spec?.taints,
+      memoryUsage: async (id, signal) => (await own?.runtime.containerStats(id, signal))?.memory?.usage,
+      onRequests: (requests) => qosGroups.update(requests),
       log: log.child({ room: 'pods' }),
       clock,
     });

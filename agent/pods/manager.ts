@@ -5,7 +5,10 @@ import { type ContainerLog, findContainer } from './lookup.ts';
 import { nothingObserved } from './observe.ts';
 import { findOrphans } from './orphans.ts';
 import { isTerminalPhase } from './plan/conditions.ts';
-import { refusalOf } from './spec/admission.ts';
+import { swapForbids } from './resources/kernel_limits.ts';
+import { makeResizer } from './resources/resizer.ts';
+import { makeRoom } from './resources/room.ts';
+import { type NodeFacts, type Refusal, refusalOf } from './spec/admission.ts';
 import { formatPod, labelNames, uidOf } from './spec/pod.ts';
 import { makeStatusWriter, type StatusWriter } from './status_writer.ts';
 import type { TimelineEntry } from './timeline.ts';
@@ -22,6 +25,9 @@ export interface PodManagerOptions extends Shared {
   /** 0 to below 1. */
   readonly random: () => number;
   readonly nodeLabels: () => Readonly<Record<string, string>>;
+  readonly nodeTaints?: () => NodeFacts['taints'];
+  /** Called when requests of the node's pods may have changed, with those that hold resources. */
+  readonly onRequests?: (pods: readonly Pod[]) => void;
   /** Milliseconds between two looks at the whole runtime, for events that got lost. Default 60,000. */
   readonly relistMs?: number;
 }
@@ -48,6 +54,8 @@ interface Held {
   readonly source: PodSourceKind;
   readonly worker: Worker;
   readonly refused: boolean;
+  /** It holds no resources any more. */
+  readonly ended: () => boolean;
   /** The source no longer has it: it is on its way out. */
   removed: boolean;
 }
@@ -62,6 +70,50 @@ export function makePodManager(options: PodManagerOptions): PodManager {
   const awaited = new Set(options.sources);
   const exitListeners = new Set<() => void>();
   let closed = false;
+
+  const room = makeRoom({
+    node: () => ({
+      name: options.nodeName,
+      labels: options.nodeLabels(),
+      allocatable: options.allocatable(),
+      taints: options.nodeTaints?.(),
+    }),
+    holders: () =>
+      [...held.values()]
+        .filter(({ refused, removed, ended }) => !refused && !removed && !ended())
+        .map(({ source, worker }) => ({
+          pod: worker.pod,
+          isStatic: source !== 'api',
+          evict: worker.evict,
+        })),
+    events: options.events,
+    log,
+  });
+  const resizer = makeResizer({
+    kubeletDir: options.config.kubeletDir,
+    events: options.events,
+    log,
+    now: () => clock.now(),
+    ready: () => awaited.size === 0,
+    refusal: (wanted) => refusalOf(wanted, room.others(uidOf(wanted)), room.node()),
+    infeasible: (wanted, given) => swapForbids(wanted, given, options.config.kernel),
+    apply: (uid, pod, change) => held.get(uid)?.worker.update(pod, change),
+  });
+
+  function requestsChanged(): void {
+    options.onRequests?.(room.others(''));
+  }
+
+  /** Something was given back: those that wait for it are looked at again. */
+  function freed(): void {
+    for (const uid of room.freed()) {
+      const one = waiting.get(uid);
+      waiting.delete(uid);
+      if (one !== undefined) upsert(one.source, one.pod);
+    }
+    resizer.retry();
+    requestsChanged();
+  }
 
   const writer: StatusWriter | undefined =
     client === undefined
@@ -113,13 +165,21 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       } catch (error) {
         log.warn({ err: error }, 'cannot list what the runtime has');
       }
+      resizer.retry();
       if (!closed) cancelRelist = clock.after(relistMs, relist);
     })();
   }
 
-  function add(source: PodSourceKind, pod: Pod, orphan = false): void {
-    const uid = uidOf(pod);
-    const refused = orphan ? undefined : refusal(pod);
+  function add(source: PodSourceKind, wanted: Pod, orphan = false): void {
+    const uid = uidOf(wanted);
+    const { pod, resize } = orphan ? { pod: wanted, resize: undefined } : resizer.take(wanted);
+    const refused = orphan ? undefined : refusal(source, pod);
+    if (refused === 'wait') {
+      resizer.forget(uid);
+      waiting.set(uid, { source, pod: wanted });
+      return;
+    }
+    let over = false;
     if (refused !== undefined)
       options.events.event(
         { apiVersion: 'v1', kind: 'Pod', metadata: pod.metadata },
@@ -133,8 +193,15 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       ...options,
       pod,
       refused,
+      resize,
       orphan,
-      onStatus: (status) => written?.submit(held.get(uid)?.worker.pod ?? pod, status),
+      onStatus: (status) => {
+        written?.submit(held.get(uid)?.worker.pod ?? pod, status);
+        if (over || !isTerminalPhase(status.phase)) return;
+        over = true;
+        // Not within the worker's own turn.
+        queueMicrotask(freed);
+      },
       onGone: async (status) => written?.finish(held.get(uid)?.worker.pod ?? pod, status),
       onExit: () => {
         for (const listener of exitListeners) listener();
@@ -143,6 +210,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         const known = held.get(uid);
         held.delete(uid);
         objects.release(uid);
+        resizer.forget(uid);
         options.imageAccess.forget(uid);
         writer?.forget(uid);
         // A source that has forgotten the pod already would never take the note back.
@@ -151,9 +219,12 @@ export function makePodManager(options: PodManagerOptions): PodManager {
           waiting.delete(next);
           upsert(one.source, one.pod);
         }
+        if (!closed) freed();
       },
     });
-    held.set(uid, { source, worker, refused: refused !== undefined, removed: orphan });
+    const ended = () => over || isTerminalPhase(worker.status?.phase);
+    held.set(uid, { source, worker, refused: refused !== undefined, removed: orphan, ended });
+    requestsChanged();
   }
 
   /**
@@ -174,7 +245,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
   }
 
   /** Pods that were taken in before stay: only new ones are judged. */
-  function refusal(pod: Pod) {
+  function refusal(source: PodSourceKind, pod: Pod): Refusal | 'wait' | undefined {
     const { status, metadata } = pod;
     if (
       status?.startTime !== undefined ||
@@ -182,16 +253,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       isTerminalPhase(status?.phase)
     )
       return undefined;
-    const others = [...held.values()]
-      .filter(
-        ({ refused, removed, worker }) => !refused && !removed && !isTerminalPhase(worker.status?.phase),
-      )
-      .map(({ worker }) => worker.pod);
-    return refusalOf(pod, others, {
-      name: options.nodeName,
-      labels: options.nodeLabels(),
-      allocatable: options.allocatable(),
-    });
+    return room.refusal(pod, source !== 'api');
   }
 
   function upsert(source: PodSourceKind, pod: Pod): void {
@@ -199,7 +261,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     if (closed || uid === '' || finished.has(uid)) return;
     // The apiserver's image of a static pod, which runs from its file.
     if (source === 'api' && pod.metadata?.annotations?.[mirrorAnnotation] !== undefined) return;
-    if (mustWait(source, pod)) {
+    if (mustWait(source, pod) || room.waits(uid)) {
       waiting.set(uid, { source, pod });
       return;
     }
@@ -209,12 +271,16 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       return;
     }
     if (known.source === 'api') writer?.seen(pod);
-    known.worker.update(pod);
+    resizer.update(pod);
+    requestsChanged();
   }
 
   function remove(source: PodSourceKind, uid: string): void {
     if (finished.get(uid) === source) finished.delete(uid);
-    if (waiting.get(uid)?.source === source) waiting.delete(uid);
+    if (waiting.get(uid)?.source === source) {
+      waiting.delete(uid);
+      room.forget(uid);
+    }
     const known = held.get(uid);
     if (known?.source !== source) return;
     known.removed = true;
@@ -247,7 +313,10 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       // Those that hold their place already come before those that have to be judged.
       const inPlace = (pod: Pod) => Number(pod.status?.startTime === undefined);
       for (const pod of [...pods].sort((a, b) => inPlace(a) - inPlace(b))) upsert(source, pod);
-      if (awaited.delete(source) && awaited.size === 0) void removeOrphans();
+      if (awaited.delete(source) && awaited.size === 0) {
+        resizer.retry();
+        void removeOrphans();
+      }
     },
     upsert,
     remove,

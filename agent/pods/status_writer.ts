@@ -46,9 +46,13 @@ const owned = [
   'podIPs',
   'startTime',
   'qosClass',
+  'resources',
+  'allocatedResources',
   'initContainerStatuses',
   'containerStatuses',
 ] as const;
+/** Conditions of ours that go again. */
+const passing: readonly string[] = ['PodResizePending', 'PodResizeInProgress'];
 type Fields = Readonly<Record<string, unknown>>;
 
 /** As it goes over the wire: without undefined fields. */
@@ -78,6 +82,10 @@ export function statusPatch(uid: string, known: PodStatus, wanted: PodStatus): o
     const old = known.conditions?.find(({ type }) => type === condition.type);
     return old !== undefined && sameCondition(old, condition) ? [] : [conditionPatch(old, condition)];
   });
+  for (const { type } of known.conditions ?? []) {
+    const over = passing.includes(type) && !wanted.conditions?.some((condition) => condition.type === type);
+    if (over) conditions.push({ type, $patch: 'delete' });
+  }
   if (conditions.length > 0) status['conditions'] = conditions;
   if (Object.keys(status).length === 0) return undefined;
   return { metadata: { uid }, status };

@@ -11,10 +11,17 @@ import { nothingObserved, observe, someEnded } from './observe.ts';
 import { isStarting } from './plan/actions.ts';
 import { crashBackoff } from './plan/backoff.ts';
 import { containerIdOf } from './plan/container_status.ts';
-import { forgetContainers, newMemory, type PodMemory, withTermination } from './plan/memory.ts';
+import {
+  type Eviction,
+  forgetContainers,
+  newMemory,
+  type PodMemory,
+  withTermination,
+} from './plan/memory.ts';
 import { type Plan, plan } from './plan/plan.ts';
 import { oldStatusOf } from './plan/view.ts';
 import { makeProber } from './prober.ts';
+import { type ResizeChange, type ResizeState, withChange } from './resources/resize_plan.ts';
 import type { Refusal } from './spec/admission.ts';
 import { formatPod, uidOf } from './spec/pod.ts';
 import { makeTimeline, type Timeline } from './timeline.ts';
@@ -24,6 +31,8 @@ export interface WorkerOptions extends Shared {
   readonly pod: Pod;
   /** Why the node does not take the pod. */
   readonly refused?: Refusal;
+  /** What is open of a resize that another run of the agent began. */
+  readonly resize?: ResizeState;
   /** Only the remains of a pod that nobody knows: take it down, tell nobody. */
   readonly orphan?: boolean;
   /** Called with each status worth writing; latest wins. */
@@ -38,7 +47,9 @@ export interface WorkerOptions extends Shared {
 
 export interface Worker {
   /** The pod's object changed. */
-  update(pod: Pod): void;
+  update(pod: Pod, resize?: ResizeChange): void;
+  /** The node needs the pod's place: it is ended with its grace. */
+  evict(eviction: Omit<Eviction, 'since'>): void;
   /** The source no longer has the pod. */
   remove(): void;
   /** Something may have happened in the runtime. */
@@ -71,7 +82,7 @@ export function startWorker(options: WorkerOptions): Worker {
 
   let pod = options.pod;
   let removed = options.orphan ?? false;
-  let memory: PodMemory = { ...newMemory(clock.now()), refused: options.refused };
+  let memory: PodMemory = { ...newMemory(clock.now()), refused: options.refused, resize: options.resize };
   let observed = nothingObserved;
   let status: PodStatus | undefined = pod.status?.phase === undefined ? undefined : pod.status;
   let ready: ReadonlyMap<string, ReadyVolume> = new Map();
@@ -242,8 +253,14 @@ export function startWorker(options: WorkerOptions): Worker {
 
   wake();
   return {
-    update(next) {
+    update(next, change) {
       pod = next;
+      if (change !== undefined) memory = { ...memory, resize: withChange(memory.resize, change) };
+      wake();
+    },
+    evict(eviction) {
+      if (memory.evicted !== undefined) return;
+      memory = { ...memory, evicted: { ...eviction, since: clock.now() } };
       wake();
     },
     remove() {

@@ -8,6 +8,7 @@ import type { ApiserverClient, EventRecorder, ObjectCache, Pod } from '../../api
 import type { ImageAccess } from '../../images/access.ts';
 import type { ReadyVolume, VolumeManager } from '../../volumes/types.ts';
 import type { PodMemory } from '../plan/memory.ts';
+import type { KernelSettings } from '../resources/kernel_limits.ts';
 import { initContainers } from '../spec/pod.ts';
 import type { CgroupSettings } from '../spec/qos.ts';
 import type { SecuritySettings } from '../spec/security.ts';
@@ -27,6 +28,8 @@ export interface PodsConfig {
   /** The node's resolver configuration; empty for none. */
   readonly resolvConf: string;
   readonly cgroup: CgroupSettings;
+  /** Absent: limits of swap and huge pages are the runtime's. */
+  readonly kernel?: KernelSettings;
   readonly security: SecuritySettings;
   /** What statuses call the runtime: default `keelson`. */
   readonly runtimeName?: string;
@@ -43,7 +46,8 @@ export interface Shared {
     'mustPull' | 'credentials' | 'pull' | 'forget' | 'pullAlwaysFallback'
   >;
   readonly volumes: VolumeManager;
-  readonly cgroups?: Pick<Cgroups, 'ensure' | 'remove' | 'children'>;
+  readonly cgroups?: Pick<Cgroups, 'ensure' | 'remove' | 'children'> &
+    Partial<Pick<Cgroups, 'read' | 'version'>>;
   readonly client?: ApiserverClient;
   readonly objects: ObjectCache;
   readonly events: EventRecorder;
@@ -53,6 +57,8 @@ export interface Shared {
   readonly allocatable: () => Readonly<Record<string, string>>;
   /** Of the node, in bytes. */
   readonly memoryCapacity: number;
+  /** Bytes that a running container uses; undefined where that is not known. */
+  readonly memoryUsage?: (containerId: string, signal: AbortSignal) => Promise<number | undefined>;
   readonly log: Logger;
   readonly clock: Clock;
 }

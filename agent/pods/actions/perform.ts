@@ -36,6 +36,8 @@ const deadlines: Readonly<Record<Action['kind'], number>> = {
   removeContainer: 60_000,
   tearDown: 120_000,
   erase: 60_000,
+  resize: 60_000,
+  resized: 10_000,
   note: 0,
 };
 
@@ -107,6 +109,10 @@ export async function perform(action: Action, context: ActionContext, again: boo
         return action.key in after.teardownFailures ? after : { ...after, erased: true };
       };
     }
+    case 'resize':
+      return (await import('../resources/actuate.ts')).resizePod(context, action.generation);
+    case 'resized':
+      return (await import('../resources/actuate.ts')).resizeCompleted(context, action.generation);
     case 'note':
       tell(context, action.container, action.type, action.reason, action.message);
       return (memory) => ({ ...memory, noted: { ...memory.noted, [action.key]: action.occasion } });

@@ -87,6 +87,7 @@ async function configure(context: ActionContext, container: PodContainer, attemp
     hostsFile: hosts,
     terminationFile,
     cgroup: config.cgroup,
+    kernel: config.kernel,
     security: config.security,
     memoryCapacity: context.memoryCapacity,
   });

@@ -37,6 +37,10 @@ export type Action =
   | { readonly kind: 'tearDown'; readonly key: 'tearDown' }
   /** The pod's cgroup, log folder and folder: nothing is left after it. */
   | { readonly kind: 'erase'; readonly key: 'erase' }
+  /** Sets the cgroups of a pod and its running containers to what the pod was given. */
+  | { readonly kind: 'resize'; readonly key: 'resize'; readonly generation: number }
+  /** A resize is done: tell it and record it. */
+  | { readonly kind: 'resized'; readonly key: 'note/resized'; readonly generation: number }
   /** An event, once per `occasion`. */
   | {
       readonly kind: 'note';

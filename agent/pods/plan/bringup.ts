@@ -1,6 +1,7 @@
 /** Bringing a pod up: what its sandbox and containers wait for, and what is done about it. Pure. */
 import type { ContainerStatus } from '../../../runtime/api.ts';
 import type { Pod, PodContainer, PodStatus } from '../../apiserver/types.ts';
+import { holdsStarts, resizeActions } from '../resources/resize_plan.ts';
 import { allContainers, formatPod, specGraceSeconds } from '../spec/pod.ts';
 import { namespacesOf } from '../spec/sandbox_config.ts';
 import type { ObservedPod } from '../types.ts';
@@ -89,6 +90,9 @@ export function bringUp(input: BringUpInput): BringUp {
   }
   let inOrder = true;
   for (const container of decision.start) inOrder = advance(container, inOrder);
+  const resize = resizeActions(pod, memory.resize, view.newest, inFlight, now);
+  actions.push(...resize.actions);
+  if (resize.wakeAt !== undefined) wakeAt.push(resize.wakeAt);
   actions.push(...prune(input));
   return { actions, waiting, wakeAt, failing };
 
@@ -136,6 +140,8 @@ export function bringUp(input: BringUpInput): BringUp {
     const attempt = attemptOf(name);
     const image = memory.images[name];
     if (image?.attempt !== attempt || image.imageId === undefined) return fetch(container, attempt);
+    // What is started now must fit into the pod's cgroup.
+    if (holdsStarts(memory.resize)) return true;
     if (view.sandbox === undefined || !memory.cgroupReady || !volumesReady()) {
       if (memory.sandboxFailure === undefined && memory.volumesFailure === undefined) return false;
       return true;

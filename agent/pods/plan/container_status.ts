@@ -2,6 +2,7 @@
 import type { ContainerStatus } from '../../../runtime/api.ts';
 import { rfc3339 } from '../../../runtime/host/clock.ts';
 import type { Pod, PodContainer, PodContainerState, PodContainerStatus } from '../../apiserver/types.ts';
+import { containerResourceStatus } from '../resources/resource_status.ts';
 import { initContainers, isSidecar } from '../spec/pod.ts';
 import type { ProbeResult } from './memory.ts';
 import { restartCountOf, type View } from './view.ts';
@@ -26,6 +27,8 @@ export interface ContainerStatusInput {
   readonly starting: boolean;
   readonly probes: Readonly<Record<string, ProbeResult>>;
   readonly terminating: boolean;
+  /** What the container has may differ from what it was given. */
+  readonly resizing?: boolean;
   /** Of the runtime that the container is in; default `keelson`. */
   readonly runtimeName?: string;
 }
@@ -114,6 +117,7 @@ function seen(
     ready: false,
     restartCount: restartCountOf(newest),
     lastState: {},
+    ...containerResourceStatus(container, newest, old, input.resizing ?? false),
   };
   const before = previous === undefined ? undefined : stateOf(previous, pod, input.runtimeName);
   if (before?.terminated !== undefined) status.lastState = before;

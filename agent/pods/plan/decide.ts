@@ -1,6 +1,7 @@
 /** Which containers of a pod are to be started and which are to be stopped (kubelet's computePodActions). Pure. */
 import type { ContainerStatus } from '../../../runtime/api.ts';
 import type { Pod, PodContainer } from '../../apiserver/types.ts';
+import { needsRestart } from '../resources/resize_plan.ts';
 import { containerHash } from '../spec/container_config.ts';
 import {
   annotationNames,
@@ -53,6 +54,8 @@ function unwanted(
   const hash = running.annotations[annotationNames.hash];
   if (hash !== undefined && hash !== containerHash(container))
     return { why: `Container ${container.name} definition changed`, changed: true };
+  if (needsRestart(memory.resize, container, running))
+    return { why: `Container ${container.name} resize requires restart`, changed: true };
   const failed = memory.probes[running.id]?.failed;
   return failed === undefined
     ? undefined

@@ -3,6 +3,7 @@
  * Everything that must survive a restart of the agent is in the runtime or in the pod's status instead.
  */
 import type { Pod, PodStatus } from '../../apiserver/types.ts';
+import type { ResizeState } from '../resources/resize_plan.ts';
 import type { Refusal } from '../spec/admission.ts';
 import { specGraceSeconds } from '../spec/pod.ts';
 import type { CrashState, Failure } from './backoff.ts';
@@ -31,9 +32,18 @@ export interface Termination {
   readonly deadline: number;
 }
 
+/** The node ends the pod for the good of others. */
+export interface Eviction extends Refusal {
+  readonly since: number;
+  /** Message of the condition DisruptionTarget. */
+  readonly condition: string;
+}
+
 export interface PodMemory {
   readonly firstSeen: number;
   readonly refused?: Refusal;
+  readonly resize?: ResizeState;
+  readonly evicted?: Eviction;
   readonly cgroupReady: boolean;
   readonly cgroupFailure?: Failure;
   readonly volumes: 'unknown' | 'ready' | 'gone';

@@ -68,6 +68,7 @@ function run(input: PlanInput): Plan {
   const limit = activeDeadline(input);
   const over = isTerminalPhase(pod.status?.phase) || isTerminalPhase(input.old?.phase);
   if (!over && limit !== undefined && limit <= now) return fail(input, deadlineExceeded, limit);
+  if (!over && memory.evicted !== undefined) return end(input, memory.evicted, memory.evicted.since);
   const view = viewOf(pod, observed);
   const decision = decide(pod, view, memory);
   if (over || decision.ended) return end(input, undefined, undefined);

@@ -1,6 +1,8 @@
 /** The whole status of a pod, from what is observed and what was written before. Pure. */
 import { rfc3339 } from '../../../runtime/host/clock.ts';
 import type { Pod, PodContainer, PodContainerStatus, PodStatus } from '../../apiserver/types.ts';
+import { resizeConditions } from '../resources/resize_plan.ts';
+import { evictionConditions, podResources } from '../resources/resource_status.ts';
 import type { Refusal } from '../spec/admission.ts';
 import { initContainers, isHostNetwork, regularContainers } from '../spec/pod.ts';
 import { qosClassOf } from '../spec/qos.ts';
@@ -47,6 +49,7 @@ export function statusOf(input: StatusInput): WrittenStatus {
       starting: input.starting.has(container.name),
       probes: memory.probes,
       terminating,
+      resizing: memory.resize?.progress !== undefined,
       runtimeName: input.runtimeName,
     });
   const init = initContainers(pod).map(make);
@@ -58,7 +61,12 @@ export function statusOf(input: StatusInput): WrittenStatus {
   return {
     ...(generation === undefined ? {} : { observedGeneration: generation }),
     phase,
-    conditions: conditionsOf(pod, statuses, phase, view, old, now),
+    conditions: [
+      ...conditionsOf(pod, statuses, phase, view, old, now),
+      ...(isTerminalPhase(phase) ? [] : resizeConditions(memory.resize, old, now)),
+      ...evictionConditions(pod, memory.evicted, old, now),
+    ],
+    ...podResources(pod),
     ...(told?.reason ? { reason: told.reason } : {}),
     ...(told?.message ? { message: told.message } : {}),
     ...addresses(input),

@@ -1,7 +1,16 @@
 /** Whether the node can run a pod at all: kubelet's admission (pkg/kubelet/lifecycle/predicate.go). Pure. */
 import type { Pod } from '../../apiserver/types.ts';
+import {
+  nodeName,
+  operatingSystem,
+  predicateRefusal,
+  type Shortage,
+  shortageRefusal,
+  shortages,
+  type Taint,
+  taints,
+} from '../resources/fit.ts';
 import { isHostNetwork } from './pod.ts';
-import { milliOf, podRequestMilli } from './qos.ts';
 import { portMappings } from './sandbox_config.ts';
 
 export interface NodeFacts {
@@ -10,6 +19,8 @@ export interface NodeFacts {
   readonly labels: Readonly<Record<string, string>>;
   /** Quantities by resource: `cpu`, `memory`, `pods`, … */
   readonly allocatable: Readonly<Record<string, string | number>>;
+  /** Absent while they are not known. */
+  readonly taints?: readonly Taint[];
 }
 
 export interface Refusal {
@@ -17,9 +28,35 @@ export interface Refusal {
   readonly message: string;
 }
 
-/** Why `pod` cannot run beside `others` (the pods that hold resources), or undefined. */
-export function refusalOf(pod: Pod, others: readonly Pod[], node: NodeFacts): Refusal | undefined {
-  return unsupported(pod) ?? resources(pod, others, node) ?? hostPorts(pod, others) ?? affinity(pod, node);
+/** What stands against a pod: resources that are short, which preemption can free, and the rest, which it cannot. */
+export interface Findings {
+  readonly short: readonly Shortage[];
+  readonly other: Refusal | undefined;
+}
+
+/** All that is against `pod` beside `others` (the pods that hold resources). */
+export function judge(pod: Pod, others: readonly Pod[], node: NodeFacts, isStatic = false): Findings {
+  const early = unsupported(pod);
+  if (early !== undefined) return { short: [], other: early };
+  return {
+    short: shortages(pod, others, node),
+    other:
+      affinity(pod, node) ??
+      nodeName(pod, node) ??
+      hostPorts(pod, others) ??
+      (isStatic ? undefined : taints(pod, node.taints)),
+  };
+}
+
+/** Why `pod` cannot run beside `others`, or undefined. */
+export function refusalOf(
+  pod: Pod,
+  others: readonly Pod[],
+  node: NodeFacts,
+  isStatic = false,
+): Refusal | undefined {
+  const { short, other } = judge(pod, others, node, isStatic);
+  return short[0] === undefined ? other : shortageRefusal(short[0]);
 }
 
 function unsupported(pod: Pod): Refusal | undefined {
@@ -29,35 +66,9 @@ function unsupported(pod: Pod): Refusal | undefined {
   });
   if ((pod.spec as { hostUsers?: boolean } | undefined)?.hostUsers === false)
     return refuse('hostUsers: false (user namespaces)');
-  if ((pod.spec?.os?.name ?? 'linux') !== 'linux')
-    return { reason: 'PodOSNotSupported', message: `pods for ${pod.spec?.os?.name} do not run on Linux` };
   if ((pod.spec?.resourceClaims?.length ?? 0) > 0)
     return refuse('resourceClaims (dynamic resource allocation)');
-  return undefined;
-}
-
-function resources(pod: Pod, others: readonly Pod[], node: NodeFacts): Refusal | undefined {
-  const short = (resource: string, requested: number, used: number, capacity: number) => ({
-    reason: `OutOf${resource}`,
-    message: `Node didn't have enough resource: ${resource}, requested: ${requested}, used: ${used}, capacity: ${capacity}`,
-  });
-  const podsAllowed = node.allocatable['pods'];
-  if (podsAllowed !== undefined && others.length + 1 > Number(podsAllowed))
-    return short('pods', 1, others.length, Number(podsAllowed));
-  const named = [...(pod.spec?.containers ?? []), ...(pod.spec?.initContainers ?? [])].flatMap((container) =>
-    Object.keys({ ...container.resources?.limits, ...container.resources?.requests }),
-  );
-  for (const resource of new Set(['cpu', 'memory', 'ephemeral-storage', ...named])) {
-    const requested = podRequestMilli(pod, resource);
-    const extended = !['cpu', 'memory', 'ephemeral-storage'].includes(resource);
-    if (requested === 0 || (node.allocatable[resource] === undefined && !extended)) continue;
-    const capacity = milliOf(node.allocatable[resource]);
-    const used = others.reduce((sum, other) => sum + podRequestMilli(other, resource), 0);
-    if (requested + used <= capacity) continue;
-    const unit = resource === 'cpu' ? 1 : 1000;
-    return short(resource, requested / unit, used / unit, capacity / unit);
-  }
-  return undefined;
+  return operatingSystem(pod);
 }
 
 function hostPortsOf(pod: Pod): { protocol: string; port: number; ip: string }[] {
@@ -85,10 +96,7 @@ function hostPorts(pod: Pod, others: readonly Pod[]): Refusal | undefined {
   );
   return clash === undefined
     ? undefined
-    : {
-        reason: 'NodePorts',
-        message: `Predicate NodePorts failed: node port ${clash.port}/${clash.protocol} is taken by another pod`,
-      };
+    : predicateRefusal('NodePorts', "node(s) didn't have free ports for the requested pod ports");
 }
 
 interface Requirement {
@@ -122,10 +130,7 @@ function matches(
 }
 
 function affinity(pod: Pod, node: NodeFacts): Refusal | undefined {
-  const refusal = {
-    reason: 'NodeAffinity',
-    message: "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
-  };
+  const refusal = predicateRefusal('NodeAffinity', "node(s) didn't match Pod's node affinity/selector");
   if (Object.keys(node.labels).length === 0) return undefined;
   const selector = Object.entries(pod.spec?.nodeSelector ?? {});
   if (selector.some(([key, value]) => node.labels[key] !== value)) return refusal;

@@ -4,6 +4,8 @@ import type { ContainerConfig, KeyValue, Mount } from '../../../runtime/api.ts';
 import { KeelsonError } from '../../../runtime/host/errors.ts';
 import type { Pod, PodContainer } from '../../apiserver/types.ts';
 import type { ReadyVolume } from '../../volumes/types.ts';
+import { mayRestart } from '../resources/allocation.ts';
+import { type KernelSettings, kernelLimits } from '../resources/kernel_limits.ts';
 import {
   annotationNames,
   type ContainerExtras,
@@ -106,6 +108,7 @@ export interface ContainerInput {
   /** The empty file that the container writes its last message to. */
   readonly terminationFile: string;
   readonly cgroup: CgroupSettings;
+  readonly kernel?: KernelSettings;
   readonly security: SecuritySettings;
   /** Of the node, in bytes. */
   readonly memoryCapacity: number;
@@ -138,7 +141,8 @@ export function makeContainerConfig(input: ContainerInput): ContainerConfig {
     ...(extras.lifecycle?.stopSignal ? { stopSignal: extras.lifecycle.stopSignal } : {}),
     linux: {
       resources: {
-        ...containerResources(container, input.cgroup),
+        ...containerResources(container, input.cgroup, pod),
+        ...kernelLimits(pod, container, input.kernel),
         oomScoreAdj: oomScoreAdj(pod, container, input.memoryCapacity),
       },
       security: containerSecurity(pod, container, input.imageUser, input.security),
@@ -153,6 +157,9 @@ function annotationsOf(pod: Pod, container: PodContainer, attempt: number): Reco
     [annotationNames.terminationMessagePath]: terminationPath(container),
     [annotationNames.terminationMessagePolicy]: container.terminationMessagePolicy ?? 'File',
     [annotationNames.grace]: String(specGraceSeconds(pod)),
+    ...(mayRestart(container)
+      ? { [annotationNames.resources]: JSON.stringify(container.resources ?? {}) }
+      : {}),
     ...(container.lifecycle?.preStop === undefined
       ? {}
       : { [annotationNames.preStop]: JSON.stringify(container.lifecycle.preStop) }),

@@ -18,6 +18,8 @@ export const annotationNames = {
   ports: 'io.kubernetes.container.ports',
   preStop: 'io.kubernetes.container.preStopHandler',
   grace: 'io.kubernetes.pod.terminationGracePeriod',
+  /** Ours: what a container was made with whose resizePolicy restarts it. */
+  resources: 'keelson.io/container.resources',
 } as const;
 
 /** Parts of core/v1 that are newer than the type package. */

@@ -8,7 +8,7 @@ import { allContainers, initContainers, isSidecar, regularContainers, uidOf } fr
 export type QosClass = 'Guaranteed' | 'Burstable' | 'BestEffort';
 export type CgroupDriver = 'cgroupfs' | 'systemd';
 type Amounts = Readonly<Record<string, string>>;
-interface Needs {
+export interface Needs {
   readonly requests?: Amounts;
   readonly limits?: Amounts;
 }
@@ -28,7 +28,7 @@ const maxShares = 262_144;
 const minQuotaUs = 1000;
 
 /** Pod-level resources (KEP-2837): newer than the type package. */
-function podNeeds(pod: Pod): Needs | undefined {
+export function podNeeds(pod: Pod): Needs | undefined {
   return (pod.spec as { resources?: Needs } | undefined)?.resources;
 }
 
@@ -80,7 +80,7 @@ export function podRequestMilli(pod: Pod, resource: string): number {
 }
 
 /** The pod's limit of a resource in thousandths; 0 where some container has none. */
-function podLimitMilli(pod: Pod, resource: string): number {
+export function podLimitMilli(pod: Pod, resource: string): number {
   const atPod = podNeeds(pod)?.limits?.[resource];
   const overhead = milliOf(pod.spec?.overhead?.[resource]);
   if (atPod !== undefined) return milliOf(atPod) + overhead;
@@ -164,16 +164,20 @@ export function podCgroupResources(pod: Pod, settings: CgroupSettings): CgroupRe
   };
 }
 
-/** What one container's cgroup is set to (generateLinuxContainerResources). */
+/** What one container's cgroup is set to (generateLinuxContainerResources). Limits of the pod stand in for missing ones. */
 export function containerResources(
   container: PodContainer,
   settings: CgroupSettings,
+  pod?: Pod,
 ): { cpuShares: number; cpuQuota?: number; cpuPeriod?: number; memoryLimitBytes?: number } {
-  const limits = container.resources?.limits;
-  const quota = settings.cpuCfsQuota ? cpuQuota(milliOf(limits?.['cpu']), settings.cpuCfsPeriodUs) : 0;
-  const memory = wholeOf(limits?.['memory']);
+  const limit = (resource: string) => {
+    const own = container.resources?.limits?.[resource];
+    return milliOf(own) > 0 || pod === undefined ? own : podNeeds(pod)?.limits?.[resource];
+  };
+  const quota = settings.cpuCfsQuota ? cpuQuota(milliOf(limit('cpu')), settings.cpuCfsPeriodUs) : 0;
+  const memory = wholeOf(limit('memory'));
   return {
-    cpuShares: cpuShares(milliOf(requestOf(container, 'cpu'))),
+    cpuShares: cpuShares(milliOf(container.resources?.requests?.['cpu'] ?? limit('cpu'))),
     ...(quota > 0 ? { cpuQuota: quota, cpuPeriod: settings.cpuCfsPeriodUs } : {}),
     ...(memory > 0 ? { memoryLimitBytes: memory } : {}),
   };
@@ -188,7 +192,12 @@ export function oomScoreAdj(pod: Pod, container: PodContainer, memoryCapacity: n
   if (qos === 'Guaranteed') return guaranteed;
   if (qos === 'BestEffort') return bestEffort;
   const score = (bytes: number) => 1000 - Math.floor((1000 * bytes) / Math.max(1, memoryCapacity));
-  const memory = (of: PodContainer) => wholeOf(requestOf(of, 'memory'));
+  const whole = podNeeds(pod)?.requests?.['memory'];
+  const own = (of: PodContainer) => wholeOf(requestOf(of, 'memory'));
+  // What the pod asks for beyond its containers is shared out among them (KEP-2837).
+  const rest = whole === undefined ? 0 : wholeOf(whole) - podAmount(pod, own, 0);
+  const share = Math.max(0, Math.floor(rest / Math.max(1, allContainers(pod).length)));
+  const memory = (of: PodContainer) => own(of) + share;
   let adjust = score(memory(container));
   if (isSidecar(pod, container)) {
     // A sidecar must not die before the containers that it serves.

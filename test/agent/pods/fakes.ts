@@ -359,7 +359,7 @@ export function fakeApiserver(): FakeApiserver {
       const merged = {
         ...pod.status,
         ...status,
-        conditions: [...conditions.values()],
+        conditions: [...conditions.values()].filter((one) => !('$patch' in one)),
         ...(status.podIPs ? { podIPs: plain(status.podIPs) } : {}),
         ...(status.hostIPs ? { hostIPs: plain(status.hostIPs) } : {}),
       };

@@ -616,6 +616,67 @@ test('more than the node has is refused, and room that was made is given', async
   await until(() => world.phase('three') === 'Running', 'the next');
 });
 
+test('a critical pod waits for those that it pushes out, and others keep their place', async (t) => {
+  const world = makeWorld(t, { cores: '2' });
+  const wants = (name: string, cpu: string, more: object = {}) =>
+    named(name, {
+      containers: [{ name: 'app', image: 'example:1', resources: { requests: { cpu } } }],
+      ...more,
+    });
+  world.create(wants('small', '400m'));
+  world.create(wants('large', '1'));
+  await until(() => world.phase('small') === 'Running' && world.phase('large') === 'Running', 'both');
+  world.create(wants('critical', '1500m', { priority: 2_000_001_000 }));
+  await until(() => world.phase('critical') === 'Running', 'the critical one');
+  assert.equal(world.phase('large'), 'Failed');
+  assert.equal(statusOf(world, 'large')?.reason, 'Preempting');
+  assert.ok(statusOf(world, 'large')?.conditions?.some(({ type }) => type === 'DisruptionTarget'));
+  assert.equal(world.phase('small'), 'Running');
+  world.create(wants('too-big', '9', { priority: 2_000_001_000 }));
+  await until(() => world.phase('too-big') === 'Failed', 'no room at all');
+  assert.equal(statusOf(world, 'too-big')?.reason, 'UnexpectedAdmissionError');
+  assert.equal(world.phase('small'), 'Running');
+});
+
+test('a resize: deferred over a restart, given once there is room, told once', async (t) => {
+  const world = makeWorld(t, { cores: '2' });
+  const wants = (name: string, cpu: string, generation = 1) => {
+    const pod = named(name, {
+      containers: [{ name: 'app', image: 'example:1', resources: { requests: { cpu } } }],
+    });
+    return { ...pod, metadata: { ...pod.metadata, generation } };
+  };
+  world.create(wants('holder', '1'));
+  world.create(wants('waiter', '500m'));
+  await until(() => world.phase('holder') === 'Running' && world.phase('waiter') === 'Running', 'both');
+  const now = world.api.pods.get('waiter')!;
+  const metadata = { ...now.metadata, generation: 2, resourceVersion: '1000' };
+  world.create({ ...now, metadata, spec: wants('waiter', '1500m').spec! });
+  const condition = (type: string) => statusOf(world, 'waiter')?.conditions?.find((one) => one.type === type);
+  const allocated = () =>
+    (
+      statusOf(world, 'waiter')?.containerStatuses?.[0] as
+        | { allocatedResources?: { cpu?: string } }
+        | undefined
+    )?.allocatedResources?.cpu;
+  await until(() => condition('PodResizePending')?.reason === 'Deferred', 'deferred');
+  assert.equal(allocated(), '500m');
+  await world.restart();
+  await until(() => world.manager.pods().length === 2, 'another agent');
+  assert.equal(condition('PodResizePending')?.reason, 'Deferred');
+  assert.equal(allocated(), '500m');
+  world.remove('holder');
+  await until(() => allocated() === '1500m' && condition('PodResizeInProgress') === undefined, 'given');
+  assert.equal(condition('PodResizePending'), undefined);
+  assert.equal(statusOf(world, 'waiter')?.containerStatuses?.[0]?.restartCount, 0);
+  const told = () => world.events.told.filter((line) => /ResizeCompleted/.test(line)).length;
+  await until(() => told() === 1, 'told');
+  await world.restart();
+  await until(() => world.manager.pods().length === 1, 'a third agent');
+  await world.clock.advance(120_000);
+  assert.equal(told(), 1);
+});
+
 test('many pods, random delays, exits, lost sandboxes and restarts of the agent: all end as they should', async (t) => {
   const random = seeded(7);
   const world = makeWorld(t, {

@@ -421,10 +421,16 @@ const refusals: [string, Pod, Pod[], string | undefined][] = [
   ],
   ['too much memory', makePod({ containers: [needing({ memory: '2Gi' })] }), [], 'OutOfmemory'],
   [
-    'an unknown resource',
+    'a resource that the node does not know is one of the cluster',
     makePod({ containers: [needing({ 'example.org/gpu': '1' })] }),
     [],
-    'OutOfexample.org/gpu',
+    undefined,
+  ],
+  [
+    'huge pages that the node lacks',
+    makePod({ containers: [needing({ 'hugepages-2Mi': '2Mi' })] }),
+    [],
+    'OutOfhugepages-2Mi',
   ],
   ['another zone', makePod({ nodeSelector: { zone: 'b' } }), [], 'NodeAffinity'],
   ['this zone', makePod({ nodeSelector: { zone: 'a' } }), [], undefined],

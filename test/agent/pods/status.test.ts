@@ -69,6 +69,7 @@ test('a running pod, as kubelet reports it', () => {
         image: 'example:1',
         imageID: 'docker.io/library/example@sha256:def',
         containerID: 'keelson://c0',
+        resources: {},
         ready: true,
         started: true,
         restartCount: 0,

@@ -1,0 +1,124 @@
+/** A resize of a running pod, step by step: what is remembered of it and what is done next. Pure. */
+import type { ContainerStatus } from '../../../runtime/api.ts';
+import { rfc3339 } from '../../../runtime/host/clock.ts';
+import type { Pod, PodCondition, PodContainer, PodStatus } from '../../apiserver/types.ts';
+import type { Action, InFlight } from '../plan/actions.ts';
+import type { Failure } from '../plan/backoff.ts';
+import { allContainers, annotationNames } from '../spec/pod.ts';
+import type { Needs } from '../spec/qos.ts';
+import { restartsFor } from './allocation.ts';
+
+export interface ResizeState {
+  /** What is wanted and not given. */
+  readonly pending?: {
+    readonly reason: 'Deferred' | 'Infeasible';
+    readonly message: string;
+    readonly generation: number;
+  };
+  /** What is given and not told of as completed. */
+  readonly progress?: { readonly generation: number; readonly error?: string };
+  /** The cgroups have what is given. */
+  readonly actuated?: boolean;
+  readonly failure?: Failure;
+}
+
+/** A change of the part that the node's allocation decides. */
+export interface ResizeChange {
+  readonly pending: ResizeState['pending'];
+  /** A resize was given now, for this generation. */
+  readonly begun?: number;
+}
+
+export function withChange(state: ResizeState | undefined, change: ResizeChange): ResizeState | undefined {
+  const { pending, begun } = change;
+  if (begun !== undefined)
+    return { ...(pending === undefined ? {} : { pending }), progress: { generation: begun } };
+  if (state === undefined && pending === undefined) return undefined;
+  const { pending: _before, ...rest } = state ?? {};
+  return { ...rest, ...(pending === undefined ? {} : { pending }) };
+}
+
+/** Nothing is started in a pod whose cgroups do not have what the pod was given. */
+export function holdsStarts(state: ResizeState | undefined): boolean {
+  return state?.progress !== undefined && state.actuated !== true;
+}
+
+/** The container was made with other resources, and its policy is to make it anew. */
+export function needsRestart(
+  state: ResizeState | undefined,
+  container: PodContainer,
+  running: ContainerStatus,
+): boolean {
+  if (state?.progress === undefined) return false;
+  const made = running.annotations[annotationNames.resources];
+  if (made === undefined) return false;
+  try {
+    return restartsFor(container, JSON.parse(made) as Needs);
+  } catch {
+    return false;
+  }
+}
+
+/** The next step of a resize under way. */
+export function resizeActions(
+  pod: Pod,
+  state: ResizeState | undefined,
+  newest: (name: string) => ContainerStatus | undefined,
+  inFlight: InFlight,
+  now: number,
+): { readonly actions: readonly Action[]; readonly wakeAt?: number } {
+  if (state?.progress === undefined) return { actions: [] };
+  const { generation } = state.progress;
+  if (state.actuated === true) return { actions: [{ kind: 'resized', key: 'note/resized', generation }] };
+  if (state.failure !== undefined && state.failure.retryAt > now)
+    return { actions: [], wakeAt: state.failure.retryAt };
+  // A container that is being made shows its old resources only once it is there.
+  if ([...inFlight.keys()].some((key) => key === 'cgroup' || key.startsWith('create/')))
+    return { actions: [] };
+  const stopping = allContainers(pod).some((container) => {
+    const running = newest(container.name);
+    return running?.state === 'running' && needsRestart(state, container, running);
+  });
+  return { actions: stopping ? [] : [{ kind: 'resize', key: 'resize', generation }] };
+}
+
+/** PodResizePending and PodResizeInProgress, each of the generation that it is about. */
+export function resizeConditions(
+  state: ResizeState | undefined,
+  old: PodStatus | undefined,
+  now: number,
+): PodCondition[] {
+  const make = (type: string, generation: number, reason?: string, message?: string) => {
+    const before = old?.conditions?.find((condition) => condition.type === type);
+    const same = before !== undefined && (before.reason ?? '') === (reason ?? '');
+    return {
+      type,
+      observedGeneration: generation,
+      status: 'True',
+      lastTransitionTime: same ? before.lastTransitionTime : rfc3339(now),
+      ...(reason === undefined ? {} : { reason }),
+      ...(message === undefined ? {} : { message }),
+    } as PodCondition;
+  };
+  const { pending, progress } = state ?? {};
+  return [
+    ...(pending === undefined
+      ? []
+      : [make('PodResizePending', pending.generation, pending.reason, pending.message)]),
+    ...(progress === undefined
+      ? []
+      : [
+          progress.error === undefined
+            ? make('PodResizeInProgress', progress.generation)
+            : make('PodResizeInProgress', progress.generation, 'Error', progress.error),
+        ]),
+  ];
+}
+
+type Told = PodCondition & { observedGeneration?: number };
+
+/** What another run of the agent had told, where it left no record of the pod's resize. */
+export function stateFromStatus(status: PodStatus | undefined): ResizeState | undefined {
+  const progress = status?.conditions?.find(({ type }) => type === 'PodResizeInProgress') as Told | undefined;
+  return progress === undefined ? undefined : { progress: { generation: progress.observedGeneration ?? 0 } };
+}
