@@ -58,7 +58,7 @@ export function makeFlights(options: {
     inFlight.set(key, {
       controller,
       done,
-      ...(action.kind === 'stop' ? { deadline: action.deadline } : {}),
+      ...('deadline' in action ? { deadline: action.deadline } : {}),
     });
   }
 

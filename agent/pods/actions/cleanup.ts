@@ -8,12 +8,12 @@ import { cgroupOf, podCgroup } from '../spec/qos.ts';
 import { type ActionContext, podFolder } from './context.ts';
 import { logLink } from './start.ts';
 
-/** A container, its logs (rotated ones too) and the link to them. */
-export async function removeContainer(context: ActionContext, id: string): Promise<void> {
+/** A container and, without `keepLogs`, its logs (rotated ones too) and the link to them. */
+export async function removeContainer(context: ActionContext, id: string, keepLogs = false): Promise<void> {
   const container = context.observed.containers.find((one) => one.id === id);
   await context.runtime.removeContainer(id, context.signal);
   if (container === undefined) return;
-  await Promise.all([removeLink(context, container), removeLogs(container)]);
+  await Promise.all([removeLink(context, container), keepLogs ? undefined : removeLogs(container)]);
 }
 
 async function removeLink(context: ActionContext, container: ContainerStatus): Promise<void> {

@@ -8,7 +8,7 @@ import type { ApiserverClient, EventRecorder, ObjectCache, Pod } from '../../api
 import type { ImageAccess } from '../../images/access.ts';
 import type { ReadyVolume, VolumeManager } from '../../volumes/types.ts';
 import type { PodMemory } from '../plan/memory.ts';
-import { initContainers } from '../spec/pod.ts';
+import { ephemeralContainers, initContainers } from '../spec/pod.ts';
 import type { CgroupSettings } from '../spec/qos.ts';
 import type { SecuritySettings } from '../spec/security.ts';
 import type { Stage } from '../timeline.ts';
@@ -81,15 +81,18 @@ export function tell(
   message: string,
 ): void {
   const { pod } = context;
-  const init = container !== undefined && initContainers(pod).some(({ name }) => name === container);
+  const among = (list: readonly { name: string }[]) => list.some(({ name }) => name === container);
+  const field = among(initContainers(pod))
+    ? 'initContainers'
+    : among(ephemeralContainers(pod))
+      ? 'ephemeralContainers'
+      : 'containers';
   context.events.event(
     {
       apiVersion: 'v1',
       kind: 'Pod',
       metadata: pod.metadata,
-      ...(container === undefined
-        ? {}
-        : { fieldPath: `spec.${init ? 'initContainers' : 'containers'}{${container}}` }),
+      ...(container === undefined ? {} : { fieldPath: `spec.${field}{${container}}` }),
     },
     type,
     reason,

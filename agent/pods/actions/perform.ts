@@ -12,14 +12,14 @@ import {
   volumeBackoff,
 } from '../plan/backoff.ts';
 import { without } from '../plan/memory.ts';
-import { allContainers, uidOf } from '../spec/pod.ts';
+import { everyContainer, uidOf } from '../spec/pod.ts';
 import { podCgroup, podCgroupResources } from '../spec/qos.ts';
 import { makeSandboxConfig, parseResolvConf, podDns } from '../spec/sandbox_config.ts';
 import { erase, removeContainer, removeSandbox } from './cleanup.ts';
 import { type ActionContext, interrupted, type MemoryUpdate, tell } from './context.ts';
 import { ensureImage } from './pull.ts';
 import { createContainer, startContainer } from './start.ts';
-import { stopContainer } from './stop.ts';
+import { preStop, stopContainer } from './stop.ts';
 
 /** Milliseconds after which an action is given up, by kind; stops get their own grace on top. */
 const deadlines: Readonly<Record<Action['kind'], number>> = {
@@ -31,6 +31,7 @@ const deadlines: Readonly<Record<Action['kind'], number>> = {
   // A postStart hook may take its time.
   start: 3_600_000,
   stop: 120_000,
+  preStop: 120_000,
   stopSandbox: 120_000,
   removeSandbox: 180_000,
   removeContainer: 60_000,
@@ -40,7 +41,7 @@ const deadlines: Readonly<Record<Action['kind'], number>> = {
 };
 
 export function deadlineMs(action: Action, now: number): number {
-  return deadlines[action.kind] + (action.kind === 'stop' ? Math.max(0, action.deadline - now) : 0);
+  return deadlines[action.kind] + ('deadline' in action ? Math.max(0, action.deadline - now) : 0);
 }
 
 /**
@@ -49,7 +50,7 @@ export function deadlineMs(action: Action, now: number): number {
  */
 export async function perform(action: Action, context: ActionContext, again: boolean): Promise<MemoryUpdate> {
   const named = (name: string): PodContainer => {
-    const found = allContainers(context.pod).find((container) => container.name === name);
+    const found = everyContainer(context.pod).find((container) => container.name === name);
     if (found !== undefined) return found;
     throw new KeelsonError('NOT_FOUND', `the pod has no container ${name}`);
   };
@@ -74,8 +75,19 @@ export async function perform(action: Action, context: ActionContext, again: boo
       return startContainer(context, named(action.container), action.id);
     case 'stop':
       return step(context, action.key, () =>
-        stopContainer(context, action.container, action.id, action.deadline, action.message, again),
+        stopContainer(
+          context,
+          action.container,
+          action.id,
+          action.deadline,
+          action.message,
+          again,
+          action.bare,
+        ),
       );
+    case 'preStop':
+      await preStop(context, named(action.container), action.id, action.deadline);
+      return (memory) => ({ ...memory, hooked: [...memory.hooked, action.id] });
     case 'stopSandbox': {
       const stopped = await step(context, action.key, () =>
         context.runtime.stopPodSandbox(action.id, context.signal),
@@ -90,7 +102,7 @@ export async function perform(action: Action, context: ActionContext, again: boo
     case 'removeSandbox':
       return step(context, action.key, () => removeSandbox(context, action.id));
     case 'removeContainer':
-      return step(context, action.key, () => removeContainer(context, action.id));
+      return step(context, action.key, () => removeContainer(context, action.id, action.keepLogs));
     case 'tearDown': {
       const done = await step(context, action.key, () =>
         context.volumes.tearDown(uidOf(context.pod), context.signal),

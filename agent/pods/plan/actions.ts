@@ -29,11 +29,21 @@ export type Action =
       readonly id: string;
       readonly deadline: number;
       readonly message: string;
+      /** Without the preStop hook. */
+      readonly bare?: true;
+    }
+  /** Runs the preStop hook of a container whose turn to be stopped has not come yet. */
+  | {
+      readonly kind: 'preStop';
+      readonly key: string;
+      readonly container: string;
+      readonly id: string;
+      readonly deadline: number;
     }
   | { readonly kind: 'stopSandbox'; readonly key: string; readonly id: string }
   | { readonly kind: 'removeSandbox'; readonly key: string; readonly id: string }
-  /** Removes a dead container with its logs. */
-  | { readonly kind: 'removeContainer'; readonly key: string; readonly id: string }
+  /** Removes a dead container; `keepLogs`: not its logs, which the next one of its name follows on. */
+  | { readonly kind: 'removeContainer'; readonly key: string; readonly id: string; readonly keepLogs?: true }
   | { readonly kind: 'tearDown'; readonly key: 'tearDown' }
   /** The pod's cgroup, log folder and folder: nothing is left after it. */
   | { readonly kind: 'erase'; readonly key: 'erase' }
@@ -57,7 +67,7 @@ export function isStarting(key: string): boolean {
 export type InFlight = ReadonlyMap<string, { readonly deadline?: number }>;
 
 /**
- * Which of the wanted actions are to be started now. A stop under way with a later deadline is to be
+ * Which of the wanted actions are to be started now. A stop or hook under way with a later deadline is to be
  * interrupted: it is wanted again once it has ended.
  */
 export function due(
@@ -67,7 +77,7 @@ export function due(
   const start = wanted.filter(({ key }) => !inFlight.has(key));
   const interrupt = wanted.flatMap((action) => {
     const running = inFlight.get(action.key);
-    return action.kind === 'stop' && running?.deadline !== undefined && action.deadline < running.deadline
+    return 'deadline' in action && running?.deadline !== undefined && action.deadline < running.deadline
       ? [action.key]
       : [];
   });

@@ -56,7 +56,7 @@ export function bringUp(input: BringUpInput): BringUp {
     return true;
   };
 
-  const starts = decision.start.length > 0;
+  const starts = decision.start.length + decision.ephemeral.length > 0;
   if (starts && !memory.cgroupReady && !held(memory.cgroupFailure))
     actions.push({ kind: 'cgroup', key: 'cgroup' });
   const refresh = memory.volumes === 'ready' && memory.refreshAt !== undefined ? memory.refreshAt : undefined;
@@ -75,10 +75,11 @@ export function bringUp(input: BringUpInput): BringUp {
     : input.observed.containers
         .filter((container) => isLive(container) && container.podSandboxId !== view.sandbox?.id)
         .filter(({ id }) => decision.stop.every(({ container }) => container.id !== id))
-        .map((container) => ({ container, message: 'Pod sandbox changed' }));
-  for (const { container, message } of [...decision.stop, ...strays]) {
+        .map((container) => ({ container, message: 'Pod sandbox changed', graceSeconds: undefined }));
+  for (const { container, message, graceSeconds } of [...decision.stop, ...strays]) {
     // The deadline of a stop under way stands: it must not move with the clock.
-    const deadline = inFlight.get(`stop/${container.id}`)?.deadline ?? graceful;
+    const given = graceSeconds === undefined ? graceful : now + graceSeconds * 1000;
+    const deadline = inFlight.get(`stop/${container.id}`)?.deadline ?? given;
     actions.push(stopAction(container, deadline, message));
   }
 
@@ -87,6 +88,7 @@ export function bringUp(input: BringUpInput): BringUp {
   for (const container of allContainers(pod)) {
     if (!due.has(container) && view.newest(container.name) === undefined) prefetch(container);
   }
+  for (const container of decision.ephemeral) advance(container, true);
   let inOrder = true;
   for (const container of decision.start) inOrder = advance(container, inOrder);
   actions.push(...prune(input));

@@ -2,8 +2,15 @@
 import type { ContainerStatus } from '../../../runtime/api.ts';
 import { rfc3339 } from '../../../runtime/host/clock.ts';
 import type { Pod, PodContainer, PodContainerState, PodContainerStatus } from '../../apiserver/types.ts';
-import { initContainers, isSidecar } from '../spec/pod.ts';
+import {
+  type ContainerExtras,
+  ephemeralContainers,
+  everyContainer,
+  initContainers,
+  isSidecar,
+} from '../spec/pod.ts';
 import type { ProbeResult } from './memory.ts';
+import { restartingAllContainers } from './restart_all.ts';
 import { restartCountOf, type View } from './view.ts';
 
 /** 12 KiB for all containers of a pod together (MaxPodTerminationMessageLogLength). */
@@ -26,6 +33,8 @@ export interface ContainerStatusInput {
   readonly starting: boolean;
   readonly probes: Readonly<Record<string, ProbeResult>>;
   readonly terminating: boolean;
+  /** All containers are to begin anew: those that are not there any more were removed for that. */
+  readonly restartingAll: boolean;
   /** Of the runtime that the container is in; default `keelson`. */
   readonly runtimeName?: string;
 }
@@ -83,6 +92,15 @@ function unseen(input: ContainerStatusInput): PodContainerStatus {
     state: defaultWaiting(pod),
     lastState: old?.lastState ?? {},
   };
+  if (input.restartingAll && removedForRestart(container, pod, old)) {
+    const message = 'The container is removed because RestartAllContainers in place';
+    return {
+      ...fresh,
+      state: { waiting: { reason: restartingAllContainers, message } },
+      lastState: { terminated: { reason: restartingAllContainers, message, exitCode: 137 } },
+      restartCount: (old?.restartCount ?? 0) + 1,
+    };
+  }
   if (old?.state?.terminated !== undefined) return { ...old };
   const plainInit = initContainers(pod).includes(container) && !isSidecar(pod, container);
   if (plainInit && view.anyRegularActive) {
@@ -97,6 +115,13 @@ function unseen(input: ContainerStatusInput): PodContainerStatus {
     lastState: { terminated: { ...lost } },
     restartCount: old.restartCount + (input.terminating ? 0 : 1),
   };
+}
+
+/** It ran, or waited to run again, and is not told of as removed yet. */
+function removedForRestart(container: PodContainer, pod: Pod, old: PodContainerStatus | undefined): boolean {
+  if (old === undefined || ephemeralContainers(pod).includes(container)) return false;
+  if (old.state?.waiting === undefined) return true;
+  return old.lastState?.terminated !== undefined && Boolean(old.containerID);
 }
 
 function seen(
@@ -114,6 +139,7 @@ function seen(
     ready: false,
     restartCount: restartCountOf(newest),
     lastState: {},
+    ...told(container as ContainerExtras, newest),
   };
   const before = previous === undefined ? undefined : stateOf(previous, pod, input.runtimeName);
   if (before?.terminated !== undefined) status.lastState = before;
@@ -130,9 +156,29 @@ function seen(
   return status;
 }
 
+/** What the runtime found out: newer than the type package (KEP-3619, KEP-4960). */
+function told({ lifecycle }: ContainerExtras, { user, stopSignal }: ContainerStatus): object {
+  return {
+    ...(user === undefined
+      ? {}
+      : {
+          user: {
+            linux: {
+              uid: user.uid,
+              gid: user.gid,
+              ...(user.supplementalGroups.length === 0
+                ? {}
+                : { supplementalGroups: [...user.supplementalGroups] }),
+            },
+          },
+        }),
+    // An apiserver that lets nobody choose it does not keep it either.
+    ...(stopSignal && lifecycle?.stopSignal ? { stopSignal } : {}),
+  };
+}
+
 function cut(message: string, pod: Pod): string {
-  const containers = (pod.spec?.containers.length ?? 0) + (pod.spec?.initContainers?.length ?? 0);
-  const bytes = Math.floor(messageBytesOfPod / Math.max(1, containers));
+  const bytes = Math.floor(messageBytesOfPod / Math.max(1, everyContainer(pod).length));
   if (Buffer.byteLength(message) <= bytes) return message;
   // A character that the cut falls into is dropped, not mangled.
   return Buffer.from(message).subarray(0, bytes).toString('utf8').replace(/�+$/, '');
@@ -186,7 +232,9 @@ function readiness(
   old: PodContainerStatus | undefined,
   newest: ContainerStatus | undefined,
   probes: Readonly<Record<string, ProbeResult>>,
-): { ready: boolean; started: boolean } {
+): { ready: boolean; started?: boolean } {
+  // Nobody probes them, and nobody asks whether they are ready.
+  if (ephemeralContainers(pod).includes(container)) return { ready: false };
   const running = status.state?.running !== undefined;
   const same = old !== undefined && old.containerID === status.containerID;
   const result = newest === undefined ? undefined : probes[newest.id];

@@ -49,6 +49,8 @@ export interface PodMemory {
   /** Created containers that could not be started and are of no use any more. */
   readonly broken: readonly string[];
   readonly probes: Readonly<Record<string, ProbeResult>>;
+  /** Containers whose preStop hook has had its time, by id, before they are stopped. */
+  readonly hooked: readonly string[];
   /** Notes (events) that were given, with the occasion that they were given for. */
   readonly noted: Readonly<Record<string, string>>;
   /** Teardown steps that failed, by action key. */
@@ -70,6 +72,7 @@ export function newMemory(now: number): PodMemory {
     startFailures: {},
     broken: [],
     probes: {},
+    hooked: [],
     noted: {},
     teardownFailures: {},
     erased: false,
@@ -114,5 +117,6 @@ export function forgetContainers(memory: PodMemory, present: ReadonlySet<string>
     ...memory,
     probes: keep(memory.probes),
     broken: memory.broken.filter((id) => present.has(id)),
+    hooked: memory.hooked.filter((id) => present.has(id)),
   };
 }
