@@ -16,6 +16,7 @@ import { podHostname } from '../spec/sandbox_config.ts';
 import { type ActionContext, interrupted, type MemoryUpdate, podFolder, tell } from './context.ts';
 import { runHook } from './hooks.ts';
 import { stopContainer } from './stop.ts';
+import { inTarget } from './target.ts';
 
 /** A container could not be made or started: remembered with its reason until the next try. */
 function failure(context: ActionContext, name: string, reason: string, error: unknown): MemoryUpdate {
@@ -74,7 +75,7 @@ async function configure(context: ActionContext, container: PodContainer, attemp
     mkdir(join(podLogFolder(config.podLogsDir, pod), container.name), { recursive: true }),
   ]);
   const subPaths = await pinSubPaths(context, container, env);
-  return makeContainerConfig({
+  const made = makeContainerConfig({
     pod,
     container,
     attempt,
@@ -90,6 +91,7 @@ async function configure(context: ActionContext, container: PodContainer, attemp
     security: config.security,
     memoryCapacity: context.memoryCapacity,
   });
+  return inTarget(made, container, context.observed);
 }
 
 /** Host paths of the mounts that are parts of volumes, by mount index. */
