@@ -13,6 +13,8 @@ import type { CgroupSettings } from '../spec/qos.ts';
 import type { SecuritySettings } from '../spec/security.ts';
 import type { Stage } from '../timeline.ts';
 import type { ObservedPod } from '../types.ts';
+import type { Handlers } from './handlers.ts';
+import type { UserIds } from './user_ids.ts';
 
 /** What the pods room needs of the configuration. */
 export interface PodsConfig {
@@ -32,6 +34,12 @@ export interface PodsConfig {
   readonly runtimeName?: string;
   /** Longest CrashLoopBackOff; default 300,000. */
   readonly maxContainerRestartPeriodMs?: number;
+}
+
+/** What pods share and the room makes itself. */
+export interface Made {
+  readonly handlers: Handlers;
+  readonly userIds: UserIds;
 }
 
 /** What all pods share. */
@@ -58,7 +66,7 @@ export interface Shared {
 }
 
 /** One action's surroundings. */
-export interface ActionContext extends Shared {
+export interface ActionContext extends Shared, Made {
   readonly pod: Pod;
   readonly observed: ObservedPod;
   readonly memory: PodMemory;

@@ -14,7 +14,7 @@ import {
 import { without } from '../plan/memory.ts';
 import { everyContainer, uidOf } from '../spec/pod.ts';
 import { podCgroup, podCgroupResources } from '../spec/qos.ts';
-import { makeSandboxConfig, parseResolvConf, podDns } from '../spec/sandbox_config.ts';
+import { hasOwnUsers, makeSandboxConfig, parseResolvConf, podDns } from '../spec/sandbox_config.ts';
 import { erase, removeContainer, removeSandbox } from './cleanup.ts';
 import { type ActionContext, interrupted, type MemoryUpdate, tell } from './context.ts';
 import { ensureImage } from './pull.ts';
@@ -217,12 +217,15 @@ async function runSandbox(context: ActionContext, attempt: number): Promise<Memo
       host: parseResolvConf(host),
     });
     for (const warning of warnings) tell(context, undefined, 'Warning', 'DNSConfigForming', warning);
+    const handler = await context.handlers.named(pod.spec?.runtimeClassName, signal);
+    const users = await ownUsers(context, handler);
     const sandbox = makeSandboxConfig(pod, attempt, dns, {
       podLogsDir: config.podLogsDir,
       clusterDomain: config.clusterDomain,
       cgroupParent: podCgroup(pod, config.cgroup).parent,
+      ...(users === undefined ? {} : { users }),
     });
-    await runtime.runPodSandbox(sandbox, await runtimeHandler(context), signal);
+    await runtime.runPodSandbox(sandbox, handler, signal);
   } catch (error) {
     if (interrupted(context)) throw error;
     const reason = reasonOf(error, 'FailedCreatePodSandBox');
@@ -234,14 +237,14 @@ async function runSandbox(context: ActionContext, attempt: number): Promise<Memo
   return (memory) => ({ ...memory, sandboxFailure: undefined });
 }
 
-/** The handler that the pod's RuntimeClass names; empty for the default. */
-async function runtimeHandler(context: ActionContext): Promise<string> {
-  const name = context.pod.spec?.runtimeClassName;
-  if (!name) return '';
-  if (context.client === undefined) return name;
-  const found = await context.client.get<{ handler?: string }>(
-    `/apis/node.k8s.io/v1/runtimeclasses/${encodeURIComponent(name)}`,
-    { signal: context.signal },
+/** The ids of a pod with a user namespace of its own. Throws FAILED_PRECONDITION where its handler can make none. */
+async function ownUsers({ pod, handlers, userIds }: ActionContext, handler: string) {
+  if (!hasOwnUsers(pod)) return undefined;
+  if ((await handlers.features(handler))?.userNamespaces === true) return userIds.of(uidOf(pod));
+  const who = handler === '' ? 'runtime' : `RuntimeClass handler "${handler}"`;
+  throw new KeelsonError(
+    'FAILED_PRECONDITION',
+    `can't set \`spec.hostUsers: false\`, ${who} does not support user namespaces`,
+    { hint: 'id-mapped mounts need runc 1.2 or crun 1.9, and Linux 6.3' },
   );
-  return found.handler ?? '';
 }

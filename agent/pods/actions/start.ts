@@ -9,7 +9,7 @@ import type { ConfigMap, PodContainer, Secret } from '../../apiserver/types.ts';
 import { expandCommand, makeEnv, referencesOf, valueKey } from '../env.ts';
 import { containerBackoff, failedAgain } from '../plan/backoff.ts';
 import { without } from '../plan/memory.ts';
-import { makeContainerConfig, subPathMounts } from '../spec/container_config.ts';
+import { makeContainerConfig, subPathMounts, withUsers } from '../spec/container_config.ts';
 import { hostsFile } from '../spec/hosts.ts';
 import { isHostNetwork, namespaceOf, podLogFolder, specGraceSeconds, uidOf } from '../spec/pod.ts';
 import { podHostname } from '../spec/sandbox_config.ts';
@@ -41,7 +41,7 @@ export async function createContainer(
   const { name } = container;
   let step = 'CreateContainerConfigError';
   try {
-    const config = await configure(context, container, attempt, imageId);
+    const config = await configure(context, container, attempt, sandboxId, imageId);
     step = 'CreateContainerError';
     await context.runtime.createContainer(sandboxId, config, context.signal);
   } catch (error) {
@@ -60,7 +60,13 @@ export async function createContainer(
 }
 
 /** Everything that the container's configuration needs, fetched and written side by side. */
-async function configure(context: ActionContext, container: PodContainer, attempt: number, imageId: string) {
+async function configure(
+  context: ActionContext,
+  container: PodContainer,
+  attempt: number,
+  sandboxId: string,
+  imageId: string,
+) {
   const { pod, config } = context;
   const folder = podFolder(config, uidOf(pod));
   const terminationFile = join(folder, 'containers', container.name, String(attempt));
@@ -91,7 +97,8 @@ async function configure(context: ActionContext, container: PodContainer, attemp
     security: config.security,
     memoryCapacity: context.memoryCapacity,
   });
-  return inTarget(made, container, context.observed);
+  const sandbox = context.observed.sandboxes.find(({ id }) => id === sandboxId);
+  return withUsers(inTarget(made, container, context.observed), sandbox?.namespaces.user);
 }
 
 /** Host paths of the mounts that are parts of volumes, by mount index. */

@@ -92,6 +92,7 @@ function unseen(input: ContainerStatusInput): PodContainerStatus {
     state: defaultWaiting(pod),
     lastState: old?.lastState ?? {},
   };
+  if (input.restartingAll && old?.state?.waiting?.reason === restartingAllContainers) return { ...old };
   if (input.restartingAll && removedForRestart(container, pod, old)) {
     const message = 'The container is removed because RestartAllContainers in place';
     return {

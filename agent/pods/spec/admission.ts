@@ -27,8 +27,6 @@ function unsupported(pod: Pod): Refusal | undefined {
     reason: 'PodFeatureUnsupported',
     message: `this node does not support ${what}`,
   });
-  if ((pod.spec as { hostUsers?: boolean } | undefined)?.hostUsers === false)
-    return refuse('hostUsers: false (user namespaces)');
   if ((pod.spec?.os?.name ?? 'linux') !== 'linux')
     return { reason: 'PodOSNotSupported', message: `pods for ${pod.spec?.os?.name} do not run on Linux` };
   if ((pod.spec?.resourceClaims?.length ?? 0) > 0)
