@@ -110,6 +110,7 @@ function unseen(input: ContainerStatusInput): PodContainerStatus {
     return { ...fresh, state: { terminated: { reason: 'Completed', message, exitCode: 0 } } };
   }
   if (old?.state?.running === undefined || old.lastState?.terminated !== undefined) return fresh;
+  if (ephemeralContainers(pod).includes(container)) return { ...fresh, state: { terminated: { ...lost } } };
   // It did run, and what became of it is not known: say so, lest the pod seem never to have started.
   return {
     ...fresh,

@@ -52,7 +52,8 @@ function ephemeralToStart(
 ): readonly PodContainer[] {
   return ephemeralContainers(pod).filter(({ name }) => {
     const newest = view.newest(name);
-    if (newest !== undefined) return newest.state === 'created' && !memory.broken.includes(newest.id);
+    if (newest !== undefined)
+      return newest === view.active(name) && newest.state === 'created' && !memory.broken.includes(newest.id);
     const told = old?.ephemeralContainerStatuses?.find((status) => status.name === name);
     return [told?.state, told?.lastState].every(
       (state) => state?.running === undefined && state?.terminated === undefined,

@@ -1,4 +1,5 @@
 /** Starting a pod over in its sandbox (KEP-5532, container restart action RestartAllContainers). Pure. */
+import type { ContainerStatus } from '../../../runtime/api.ts';
 import type { Pod, PodStatus } from '../../apiserver/types.ts';
 import { allContainers, type ContainerExtras, ruleFor } from '../spec/pod.ts';
 import type { ObservedPod } from '../types.ts';
@@ -69,7 +70,10 @@ export function resetAll(
     bare: true,
   }));
   const dead = (targets.length > 0 || busy ? targets : left).filter((container) => !isLive(container));
-  for (const { id, metadata } of dead) {
+  // The oldest of a name first, so that no earlier end shows once more.
+  const isOldest = ({ id, metadata }: ContainerStatus) =>
+    left.findLast((one) => one.metadata.name === metadata.name)?.id === id;
+  for (const { id, metadata } of dead.filter(isOldest)) {
     if (inFlight.has(`create/${metadata.name}`) || inFlight.has(`start/${metadata.name}`)) continue;
     wanted.push({ kind: 'removeContainer', key: `remove/${id}`, id, keepLogs: true });
   }
