@@ -14,7 +14,7 @@ const blocks = 2 ** 16 - 1;
 export const userIdsFile = 'userns';
 
 export interface UserIds {
-  /** The pod's mappings, made when it has none. Throws RESOURCE_EXHAUSTED, FAILED_PRECONDITION. */
+  /** The pod's mappings, made when it has none. Throws RESOURCE_EXHAUSTED, and FAILED_PRECONDITION for a damaged file. */
   of(uid: string): Promise<UserNamespace>;
 }
 
@@ -38,7 +38,8 @@ export function makeUserIds(kubeletDir: string): UserIds {
     const own = await read(uid);
     if (own !== undefined) return own;
     const names = await readdir(pods).catch(() => [] as string[]);
-    const held = await Promise.all(names.map(read));
+    // What is damaged keeps its own pod from starting, not the others.
+    const held = await Promise.all(names.map((name) => read(name).catch(() => undefined)));
     const block = freeBlock(held.filter((one) => one !== undefined));
     if (block === undefined)
       throw new KeelsonError('RESOURCE_EXHAUSTED', 'no 65,536 user ids of the node are free for another pod');

@@ -52,7 +52,8 @@ export function containerStatus(input: ContainerStatusInput): PodContainerStatus
     if (status.state?.terminated !== undefined) status.lastState = status.state;
     status.state = { waiting: { ...input.waiting } };
   }
-  const mounts = old?.volumeMounts ?? mountStatuses(container);
+  const mounts =
+    newest === undefined && old?.volumeMounts ? old.volumeMounts : mountStatuses(container, newest);
   return {
     ...status,
     ...readiness(pod, container, status, old, newest, input.probes),
@@ -60,14 +61,18 @@ export function containerStatus(input: ContainerStatusInput): PodContainerStatus
   };
 }
 
-function mountStatuses(container: PodContainer): NonNullable<PodContainerStatus['volumeMounts']> {
-  return (container.volumeMounts ?? []).map(({ name, mountPath, readOnly, recursiveReadOnly }) => ({
-    name,
-    mountPath,
-    ...(readOnly
-      ? { readOnly: true, recursiveReadOnly: recursiveReadOnly === 'Enabled' ? 'Enabled' : 'Disabled' }
-      : {}),
-  }));
+/** Whether what is below a read-only mount is read-only too, is what the runtime has done (KEP-3857). */
+function mountStatuses(
+  container: PodContainer,
+  newest: ContainerStatus | undefined,
+): NonNullable<PodContainerStatus['volumeMounts']> {
+  return (container.volumeMounts ?? []).map(({ name, mountPath, readOnly, recursiveReadOnly }) => {
+    if (!readOnly) return { name, mountPath };
+    const path = mountPath.startsWith('/') ? mountPath : `/${mountPath}`;
+    const done = newest?.mounts.find(({ containerPath }) => containerPath === path)?.recursiveReadonly;
+    const recursive = done === true || recursiveReadOnly === 'Enabled';
+    return { name, mountPath, readOnly, recursiveReadOnly: recursive ? 'Enabled' : 'Disabled' };
+  });
 }
 
 function defaultWaiting(pod: Pod): PodContainerState {
