@@ -20,6 +20,7 @@ export interface Flights {
 
 interface Flight {
   readonly deadline?: number;
+  readonly image?: string;
   readonly controller: AbortController;
   readonly done: Promise<void>;
 }
@@ -59,6 +60,7 @@ export function makeFlights(options: {
       controller,
       done,
       ...('deadline' in action ? { deadline: action.deadline } : {}),
+      ...('image' in action ? { image: action.image } : {}),
     });
   }
 

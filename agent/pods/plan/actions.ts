@@ -8,7 +8,14 @@ export type Action =
   | { readonly kind: 'volumes'; readonly key: 'volumes' }
   | { readonly kind: 'sandbox'; readonly key: 'sandbox'; readonly attempt: number }
   /** Makes sure that the image of a container is there. */
-  | { readonly kind: 'image'; readonly key: string; readonly container: string; readonly attempt: number }
+  | {
+      readonly kind: 'image';
+      readonly key: string;
+      readonly container: string;
+      readonly attempt: number;
+      /** The reference. */
+      readonly image: string;
+    }
   | {
       readonly kind: 'create';
       readonly key: string;
@@ -63,12 +70,12 @@ export function isStarting(key: string): boolean {
   return /^(cgroup|volumes|sandbox|image\/.*|create\/.*|start\/.*)$/.test(key);
 }
 
-/** What is under way, by key; for stops the deadline that they were given. */
-export type InFlight = ReadonlyMap<string, { readonly deadline?: number }>;
+/** What is under way, by key; for stops the deadline that they were given, for images the reference. */
+export type InFlight = ReadonlyMap<string, { readonly deadline?: number; readonly image?: string }>;
 
 /**
  * Which of the wanted actions are to be started now. A stop or hook under way with a later deadline is to be
- * interrupted: it is wanted again once it has ended.
+ * interrupted, and the look for an image that is not wanted any more: they are wanted again once they have ended.
  */
 export function due(
   wanted: readonly Action[],
@@ -77,6 +84,8 @@ export function due(
   const start = wanted.filter(({ key }) => !inFlight.has(key));
   const interrupt = wanted.flatMap((action) => {
     const running = inFlight.get(action.key);
+    if (action.kind === 'image' && running?.image !== undefined && running.image !== action.image)
+      return [action.key];
     return 'deadline' in action && running?.deadline !== undefined && action.deadline < running.deadline
       ? [action.key]
       : [];

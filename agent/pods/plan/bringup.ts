@@ -1,7 +1,8 @@
 /** Bringing a pod up: what its sandbox and containers wait for, and what is done about it. Pure. */
 import type { ContainerStatus } from '../../../runtime/api.ts';
 import type { Pod, PodContainer, PodStatus } from '../../apiserver/types.ts';
-import { allContainers, formatPod, specGraceSeconds } from '../spec/pod.ts';
+import { containerHash } from '../spec/container_config.ts';
+import { allContainers, annotationNames, formatPod, specGraceSeconds } from '../spec/pod.ts';
 import { namespacesOf } from '../spec/sandbox_config.ts';
 import type { ObservedPod } from '../types.ts';
 import type { Action, InFlight } from './actions.ts';
@@ -98,9 +99,15 @@ export function bringUp(input: BringUpInput): BringUp {
     return nextAttempt(view.newest(name), oldStatusOf(input.old, name));
   }
 
+  /** What is known of the image that the container wants now. */
+  function imageOf({ name, image = '' }: PodContainer) {
+    const known = memory.images[name];
+    return known?.image === undefined || known.image === image ? known : undefined;
+  }
+
   function prefetch(container: PodContainer): void {
     const attempt = attemptOf(container.name);
-    const image = memory.images[container.name];
+    const image = imageOf(container);
     if (image?.attempt === attempt && image.imageId !== undefined) return;
     const failure = image?.failure;
     if (failure !== undefined && failure.retryAt > now) wakeAt.push(failure.retryAt);
@@ -136,7 +143,7 @@ export function bringUp(input: BringUpInput): BringUp {
     const crash = backoffOf(container, newest);
     if (crash === 'wait') return true;
     const attempt = attemptOf(name);
-    const image = memory.images[name];
+    const image = imageOf(container);
     if (image?.attempt !== attempt || image.imageId === undefined) return fetch(container, attempt);
     if (view.sandbox === undefined || !memory.cgroupReady || !volumesReady()) {
       if (memory.sandboxFailure === undefined && memory.volumesFailure === undefined) return false;
@@ -162,6 +169,10 @@ export function bringUp(input: BringUpInput): BringUp {
   function backoffOf(container: PodContainer, newest: ContainerStatus | undefined) {
     if (newest?.state !== 'exited') return undefined;
     const { name } = container;
+    const hash = newest.annotations[annotationNames.hash];
+    // What is not the same any more is not what crashed: its waits start over.
+    if (hash !== undefined && hash !== containerHash(container))
+      return restartAllowed(undefined, newest.id, newest.finishedAt, now, input.crash);
     const state = memory.crash[name] ?? crashStateOf(newest, input.crash);
     const at = restartAllowedAt(state, newest.id, newest.finishedAt, input.crash);
     if (at <= now) return restartAllowed(state, newest.id, newest.finishedAt, now, input.crash);
@@ -183,7 +194,7 @@ export function bringUp(input: BringUpInput): BringUp {
 
   function fetch(container: PodContainer, attempt: number): boolean {
     const { name } = container;
-    const failure = memory.images[name]?.failure;
+    const failure = imageOf(container)?.failure;
     if (failure !== undefined) {
       failing = true;
       const backOff = !['ErrImageNeverPull', 'InvalidImageName'].includes(failure.reason);
@@ -215,7 +226,8 @@ export function bringUp(input: BringUpInput): BringUp {
 }
 
 function imageAction(container: PodContainer, attempt: number): Action {
-  return { kind: 'image', key: `image/${container.name}`, container: container.name, attempt };
+  const { name, image = '' } = container;
+  return { kind: 'image', key: `image/${name}`, container: name, attempt, image };
 }
 
 /** Ends what runs in sandboxes that are of no use any more, then makes the next one. */

@@ -10,6 +10,8 @@ import type { CrashState, Failure } from './backoff.ts';
 export interface ImageMemory {
   /** For which attempt of the container the image was looked for. */
   readonly attempt: number;
+  /** The reference that was looked for; it may be changed while the pod runs. */
+  readonly image?: string;
   /** Present: the image is there. */
   readonly imageId?: string;
   readonly failure?: Failure;

@@ -267,3 +267,25 @@ test('the signal and the user of a container are told', () => {
     ['SIGUSR1', { linux: { uid: 7, gid: 8, supplementalGroups: [9] } }],
   );
 });
+
+test('another image: nothing of the one before counts, neither its failures nor its crashes', () => {
+  const pod = makePod({ containers: [{ ...app, image: 'example:2' }] });
+  const failure = { reason: 'ErrImagePull', message: 'm', count: 6, at: now - 1, retryAt: now + 300_000 };
+  const pulling = planned(pod, [], { images: { app: { attempt: 0, image: 'example:1', failure } } });
+  const wanted = pulling.actions.find(({ key }) => key === 'image/app');
+  assert.equal((wanted as { image?: string }).image, 'example:2');
+  assert.deepEqual(due([wanted!], new Map([['image/app', { image: 'example:1' }]])).interrupt, ['image/app']);
+  assert.deepEqual(due([wanted!], new Map([['image/app', { image: 'example:2' }]])).interrupt, []);
+  const had = planned(pod, [], {
+    images: { app: { attempt: 0, image: 'example:1', imageId: 'sha256:old' } },
+  });
+  assert.deepEqual(keys(had.actions), ['image/app']);
+
+  const crashed = makeContainer('c', app, 'exited', { exitCode: 1, attempt: 4, finishedAt: now - 1 });
+  const crash = { app: { delayMs: 300_000, lastAt: now - 10, forId: '' } };
+  const same = planned(makePod(), [crashed], { crash, images: image('app', 5) });
+  assert.equal(same.status.containerStatuses?.[0]?.state?.waiting?.reason, 'CrashLoopBackOff');
+  const changed = planned(pod, [crashed], { crash, images: image('app', 5) });
+  const [create] = changed.actions.filter(({ kind }) => kind === 'create');
+  assert.deepEqual((create as { crash?: object }).crash, { delayMs: 10_000, lastAt: now, forId: 'c' });
+});
