@@ -20,6 +20,8 @@ test('the life of containers', { skip }, async (t) => {
   await part('last words: the file, cut, or the log', words);
   await part('a failed liveness probe has a grace of its own', probeGrace);
   await part('a new image restarts that container only', imageUpdate);
+  await part('a corrected image does not wait for the wrong one', corrected);
+  await part('a user namespace of its own, or why there is none', ownUsers);
   await stage.cluster.kubectl(['-n', namespace, 'delete', 'pods', '--all', '--wait', '--timeout=60s'], {
     deadlineMs: 70_000,
   });
@@ -330,4 +332,45 @@ async function imageUpdate(stage: Stage): Promise<void> {
   assert.equal(statusOf(after, 'other')!.containerID, statusOf(before, 'other')!.containerID);
   const observed = (after.status as { observedGeneration?: number }).observedGeneration;
   assert.equal(observed, after.metadata!.generation);
+}
+
+async function corrected(stage: Stage): Promise<void> {
+  const { cluster, images, registry } = stage;
+  const containers = [sh(`${registry}/test/none:1`, forever)];
+  await run(
+    stage,
+    'wrong',
+    { containers },
+    (pod) => statusOf(pod)?.state?.waiting?.reason === 'ImagePullBackOff',
+  );
+  await cluster.kubectl(['-n', namespace, 'set', 'image', 'pod/wrong', `main=${images.two}`]);
+  const pod = await stage.pod(namespace, 'wrong', isRunning);
+  assert.deepEqual([statusOf(pod)!.image, statusOf(pod)!.restartCount], [images.two, 0]);
+}
+
+/** Whether there can be one depends on the OCI runtime of the machine. */
+async function ownUsers(stage: Stage): Promise<void> {
+  const { cluster, images, node } = stage;
+  const able = await cluster.kubectl([
+    ...[
+      'get',
+      'node',
+      node.name,
+      '-o',
+      'jsonpath={.status.runtimeHandlers[?(@.name=="")].features.userNamespaces}',
+    ],
+  ]);
+  const containers = [sh(images.one, `cat /proc/self/uid_map; ${forever}`)];
+  await cluster.apply(makePod(namespace, 'users', { containers, hostUsers: false } as PodSpec));
+  if (able === 'true') {
+    await stage.pod(namespace, 'users', isRunning);
+    assert.match(await cluster.kubectl(['-n', namespace, 'logs', 'users']), /^\s+0\s+[1-9]\d+\s+65536\n$/);
+    return;
+  }
+  const { message } = await stage.event(
+    namespace,
+    'users',
+    ({ reason }) => reason === 'FailedCreatePodSandBox',
+  );
+  assert.match(message!, /can't set `spec\.hostUsers: false`, runtime does not support user namespaces/);
 }
