@@ -20,6 +20,7 @@ export interface Flights {
 
 interface Flight {
   readonly deadline?: number;
+  readonly image?: string;
   readonly controller: AbortController;
   readonly done: Promise<void>;
 }
@@ -58,7 +59,8 @@ export function makeFlights(options: {
     inFlight.set(key, {
       controller,
       done,
-      ...(action.kind === 'stop' ? { deadline: action.deadline } : {}),
+      ...('deadline' in action ? { deadline: action.deadline } : {}),
+      ...('image' in action ? { image: action.image } : {}),
     });
   }
 

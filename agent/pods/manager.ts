@@ -1,6 +1,8 @@
 /** All pods of the node: takes them from the sources, keeps a worker for each, writes their status. */
 import type { Pod, PodStatus } from '../apiserver/types.ts';
 import type { Shared } from './actions/context.ts';
+import { makeHandlers } from './actions/handlers.ts';
+import { makeUserIds } from './actions/user_ids.ts';
 import { type ContainerLog, findContainer } from './lookup.ts';
 import { nothingObserved } from './observe.ts';
 import { findOrphans } from './orphans.ts';
@@ -62,6 +64,7 @@ interface Held {
 
 export function makePodManager(options: PodManagerOptions): PodManager {
   const { runtime, objects, client, clock, log } = options;
+  const made = { handlers: makeHandlers(options), userIds: makeUserIds(options.config.kubeletDir) };
   const held = new Map<string, Held>();
   /** Taken down already; their objects may still come along until the source forgets them. */
   const finished = new Map<string, PodSourceKind>();
@@ -191,6 +194,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     objects.retain(uid, pod.metadata?.namespace ?? 'default');
     const worker = startWorker({
       ...options,
+      ...made,
       pod,
       refused,
       resize,

@@ -50,6 +50,7 @@ const owned = [
   'allocatedResources',
   'initContainerStatuses',
   'containerStatuses',
+  'ephemeralContainerStatuses',
 ] as const;
 /** Conditions of ours that go again. */
 const passing: readonly string[] = ['PodResizePending', 'PodResizeInProgress'];
@@ -109,12 +110,23 @@ function conditionPatch(old: PodCondition | undefined, condition: PodCondition):
   return { ...plain(condition), ...Object.fromEntries(gone.map((field) => [field, null])) };
 }
 
+/** `status` as we wrote it, where it is what our last write became. */
+function asWritten(status: PodStatus, last: Entry['last']): PodStatus {
+  if (last === undefined) return status;
+  const { written, answered } = last as unknown as Record<'written' | 'answered', Fields>;
+  const now = status as Fields;
+  const same = owned.filter((field) => field in written && isDeepStrictEqual(now[field], answered[field]));
+  return { ...status, ...Object.fromEntries(same.map((field) => [field, written[field]])) };
+}
+
 interface Entry {
   pod: Pod;
   wanted: PodStatus | undefined;
   /** What the apiserver has of ours, as far as is known. */
   known: PodStatus;
   knownVersion: number;
+  /** Our last write and what the apiserver made of it: an older one drops fields that it does not know. */
+  last: { readonly written: PodStatus; readonly answered: PodStatus } | undefined;
   failures: number;
   busy: boolean;
   cancelRetry: () => void;
@@ -143,6 +155,7 @@ export function makeStatusWriter(options: StatusWriterOptions): StatusWriter {
         wanted: undefined,
         known: pod.status ?? {},
         knownVersion: versionOf(pod),
+        last: undefined,
         failures: 0,
         busy: false,
         cancelRetry: () => {},
@@ -194,7 +207,7 @@ export function makeStatusWriter(options: StatusWriterOptions): StatusWriter {
   function absorb(entry: Entry): void {
     if (versionOf(entry.pod) <= entry.knownVersion) return;
     entry.knownVersion = versionOf(entry.pod);
-    entry.known = entry.pod.status ?? {};
+    entry.known = asWritten(entry.pod.status ?? {}, entry.last);
   }
 
   function pathOf({ metadata }: Pod, namespace: string): string {
@@ -206,6 +219,7 @@ export function makeStatusWriter(options: StatusWriterOptions): StatusWriter {
     try {
       const answer = await client.patch<Pod>(path, 'strategic', patch, { signal: entry.controller.signal });
       entry.knownVersion = Math.max(entry.knownVersion, versionOf(answer));
+      entry.last = answer?.status === undefined ? undefined : { written: wanted, answered: answer.status };
     } catch (error) {
       const code = apiStatus(error);
       // Gone, or another pod of the same name: there is nothing to write to. Invalid: writing it again is no use.

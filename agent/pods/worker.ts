@@ -5,7 +5,7 @@
 import { describe } from '../../runtime/host/errors.ts';
 import type { Pod, PodStatus } from '../apiserver/types.ts';
 import type { ReadyVolume } from '../volumes/types.ts';
-import { type Shared, tell } from './actions/context.ts';
+import { type Made, type Shared, tell } from './actions/context.ts';
 import { makeFlights } from './flights.ts';
 import { nothingObserved, observe, someEnded } from './observe.ts';
 import { isStarting } from './plan/actions.ts';
@@ -27,7 +27,7 @@ import { formatPod, uidOf } from './spec/pod.ts';
 import { makeTimeline, type Timeline } from './timeline.ts';
 import type { ObservedPod } from './types.ts';
 
-export interface WorkerOptions extends Shared {
+export interface WorkerOptions extends Shared, Made {
   readonly pod: Pod;
   /** Why the node does not take the pod. */
   readonly refused?: Refusal;

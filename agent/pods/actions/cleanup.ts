@@ -7,13 +7,14 @@ import { podLogFolder, uidOf } from '../spec/pod.ts';
 import { cgroupOf, podCgroup } from '../spec/qos.ts';
 import { type ActionContext, podFolder } from './context.ts';
 import { logLink } from './start.ts';
+import { userIdsFile } from './user_ids.ts';
 
-/** A container, its logs (rotated ones too) and the link to them. */
-export async function removeContainer(context: ActionContext, id: string): Promise<void> {
+/** A container and, without `keepLogs`, its logs (rotated ones too) and the link to them. */
+export async function removeContainer(context: ActionContext, id: string, keepLogs = false): Promise<void> {
   const container = context.observed.containers.find((one) => one.id === id);
   await context.runtime.removeContainer(id, context.signal);
   if (container === undefined) return;
-  await Promise.all([removeLink(context, container), removeLogs(container)]);
+  await Promise.all([removeLink(context, container), keepLogs ? undefined : removeLogs(container)]);
 }
 
 async function removeLink(context: ActionContext, container: ContainerStatus): Promise<void> {
@@ -52,6 +53,7 @@ export async function erase(context: ActionContext): Promise<void> {
     context.orphan ? removeLogsOf(context, uid) : removeTree(podLogFolder(config.podLogsDir, pod)),
     removeTree(join(folder, 'etc-hosts')),
     removeTree(join(folder, 'containers')),
+    rm(join(folder, userIdsFile), { force: true }),
   ]);
   // Only when empty: what others left there is not ours to judge.
   await rmdir(folder).catch(() => {});

@@ -9,11 +9,13 @@ import type { ImageAccess } from '../../images/access.ts';
 import type { ReadyVolume, VolumeManager } from '../../volumes/types.ts';
 import type { PodMemory } from '../plan/memory.ts';
 import type { KernelSettings } from '../resources/kernel_limits.ts';
-import { initContainers } from '../spec/pod.ts';
+import { ephemeralContainers, initContainers } from '../spec/pod.ts';
 import type { CgroupSettings } from '../spec/qos.ts';
 import type { SecuritySettings } from '../spec/security.ts';
 import type { Stage } from '../timeline.ts';
 import type { ObservedPod } from '../types.ts';
+import type { Handlers } from './handlers.ts';
+import type { UserIds } from './user_ids.ts';
 
 /** What the pods room needs of the configuration. */
 export interface PodsConfig {
@@ -35,6 +37,12 @@ export interface PodsConfig {
   readonly runtimeName?: string;
   /** Longest CrashLoopBackOff; default 300,000. */
   readonly maxContainerRestartPeriodMs?: number;
+}
+
+/** What pods share and the room makes itself. */
+export interface Made {
+  readonly handlers: Handlers;
+  readonly userIds: UserIds;
 }
 
 /** What all pods share. */
@@ -64,7 +72,7 @@ export interface Shared {
 }
 
 /** One action's surroundings. */
-export interface ActionContext extends Shared {
+export interface ActionContext extends Shared, Made {
   readonly pod: Pod;
   readonly observed: ObservedPod;
   readonly memory: PodMemory;
@@ -87,15 +95,18 @@ export function tell(
   message: string,
 ): void {
   const { pod } = context;
-  const init = container !== undefined && initContainers(pod).some(({ name }) => name === container);
+  const among = (list: readonly { name: string }[]) => list.some(({ name }) => name === container);
+  const field = among(initContainers(pod))
+    ? 'initContainers'
+    : among(ephemeralContainers(pod))
+      ? 'ephemeralContainers'
+      : 'containers';
   context.events.event(
     {
       apiVersion: 'v1',
       kind: 'Pod',
       metadata: pod.metadata,
-      ...(container === undefined
-        ? {}
-        : { fieldPath: `spec.${init ? 'initContainers' : 'containers'}{${container}}` }),
+      ...(container === undefined ? {} : { fieldPath: `spec.${field}{${container}}` }),
     },
     type,
     reason,

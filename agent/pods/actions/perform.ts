@@ -12,14 +12,14 @@ import {
   volumeBackoff,
 } from '../plan/backoff.ts';
 import { without } from '../plan/memory.ts';
-import { allContainers, uidOf } from '../spec/pod.ts';
+import { everyContainer, uidOf } from '../spec/pod.ts';
 import { podCgroup, podCgroupResources } from '../spec/qos.ts';
-import { makeSandboxConfig, parseResolvConf, podDns } from '../spec/sandbox_config.ts';
+import { hasOwnUsers, makeSandboxConfig, parseResolvConf, podDns } from '../spec/sandbox_config.ts';
 import { erase, removeContainer, removeSandbox } from './cleanup.ts';
 import { type ActionContext, interrupted, type MemoryUpdate, tell } from './context.ts';
 import { ensureImage } from './pull.ts';
 import { createContainer, startContainer } from './start.ts';
-import { stopContainer } from './stop.ts';
+import { preStop, stopContainer } from './stop.ts';
 
 /** Milliseconds after which an action is given up, by kind; stops get their own grace on top. */
 const deadlines: Readonly<Record<Action['kind'], number>> = {
@@ -31,6 +31,7 @@ const deadlines: Readonly<Record<Action['kind'], number>> = {
   // A postStart hook may take its time.
   start: 3_600_000,
   stop: 120_000,
+  preStop: 120_000,
   stopSandbox: 120_000,
   removeSandbox: 180_000,
   removeContainer: 60_000,
@@ -42,7 +43,7 @@ const deadlines: Readonly<Record<Action['kind'], number>> = {
 };
 
 export function deadlineMs(action: Action, now: number): number {
-  return deadlines[action.kind] + (action.kind === 'stop' ? Math.max(0, action.deadline - now) : 0);
+  return deadlines[action.kind] + ('deadline' in action ? Math.max(0, action.deadline - now) : 0);
 }
 
 /**
@@ -51,7 +52,7 @@ export function deadlineMs(action: Action, now: number): number {
  */
 export async function perform(action: Action, context: ActionContext, again: boolean): Promise<MemoryUpdate> {
   const named = (name: string): PodContainer => {
-    const found = allContainers(context.pod).find((container) => container.name === name);
+    const found = everyContainer(context.pod).find((container) => container.name === name);
     if (found !== undefined) return found;
     throw new KeelsonError('NOT_FOUND', `the pod has no container ${name}`);
   };
@@ -76,8 +77,19 @@ export async function perform(action: Action, context: ActionContext, again: boo
       return startContainer(context, named(action.container), action.id);
     case 'stop':
       return step(context, action.key, () =>
-        stopContainer(context, action.container, action.id, action.deadline, action.message, again),
+        stopContainer(
+          context,
+          action.container,
+          action.id,
+          action.deadline,
+          action.message,
+          again,
+          action.bare,
+        ),
       );
+    case 'preStop':
+      await preStop(context, named(action.container), action.id, action.deadline);
+      return (memory) => ({ ...memory, hooked: [...memory.hooked, action.id] });
     case 'stopSandbox': {
       const stopped = await step(context, action.key, () =>
         context.runtime.stopPodSandbox(action.id, context.signal),
@@ -92,7 +104,7 @@ export async function perform(action: Action, context: ActionContext, again: boo
     case 'removeSandbox':
       return step(context, action.key, () => removeSandbox(context, action.id));
     case 'removeContainer':
-      return step(context, action.key, () => removeContainer(context, action.id));
+      return step(context, action.key, () => removeContainer(context, action.id, action.keepLogs));
     case 'tearDown': {
       const done = await step(context, action.key, () =>
         context.volumes.tearDown(uidOf(context.pod), context.signal),
@@ -211,12 +223,15 @@ async function runSandbox(context: ActionContext, attempt: number): Promise<Memo
       host: parseResolvConf(host),
     });
     for (const warning of warnings) tell(context, undefined, 'Warning', 'DNSConfigForming', warning);
+    const handler = await context.handlers.named(pod.spec?.runtimeClassName, signal);
+    const users = await ownUsers(context, handler);
     const sandbox = makeSandboxConfig(pod, attempt, dns, {
       podLogsDir: config.podLogsDir,
       clusterDomain: config.clusterDomain,
       cgroupParent: podCgroup(pod, config.cgroup).parent,
+      ...(users === undefined ? {} : { users }),
     });
-    await runtime.runPodSandbox(sandbox, await runtimeHandler(context), signal);
+    await runtime.runPodSandbox(sandbox, handler, signal);
   } catch (error) {
     if (interrupted(context)) throw error;
     const reason = reasonOf(error, 'FailedCreatePodSandBox');
@@ -228,14 +243,14 @@ async function runSandbox(context: ActionContext, attempt: number): Promise<Memo
   return (memory) => ({ ...memory, sandboxFailure: undefined });
 }
 
-/** The handler that the pod's RuntimeClass names; empty for the default. */
-async function runtimeHandler(context: ActionContext): Promise<string> {
-  const name = context.pod.spec?.runtimeClassName;
-  if (!name) return '';
-  if (context.client === undefined) return name;
-  const found = await context.client.get<{ handler?: string }>(
-    `/apis/node.k8s.io/v1/runtimeclasses/${encodeURIComponent(name)}`,
-    { signal: context.signal },
+/** The ids of a pod with a user namespace of its own. Throws FAILED_PRECONDITION where its handler can make none. */
+async function ownUsers({ pod, handlers, userIds }: ActionContext, handler: string) {
+  if (!hasOwnUsers(pod)) return undefined;
+  if ((await handlers.features(handler))?.userNamespaces === true) return userIds.of(uidOf(pod));
+  const who = handler === '' ? 'runtime' : `RuntimeClass handler "${handler}"`;
+  throw new KeelsonError(
+    'FAILED_PRECONDITION',
+    `can't set \`spec.hostUsers: false\`, ${who} does not support user namespaces`,
+    { hint: 'id-mapped mounts need runc 1.2 or crun 1.9, and Linux 6.3' },
   );
-  return found.handler ?? '';
 }

@@ -24,7 +24,7 @@ export async function ensureImage(
   try {
     const imageId = await presentOrPulled(context, container);
     context.stage('pullEnd');
-    return (memory) => ({ ...memory, images: { ...memory.images, [name]: { attempt, imageId } } });
+    return (memory) => ({ ...memory, images: { ...memory.images, [name]: { attempt, image, imageId } } });
   } catch (error) {
     if (interrupted(context)) throw error;
     const { reason, message } =
@@ -37,14 +37,15 @@ export async function ensureImage(
     }
     tell(context, name, 'Warning', 'Failed', `Error: ${reason}`);
     return (memory) => {
+      const before = memory.images[name];
       const failure = failedAgain(
-        memory.images[name]?.failure,
+        before?.image === undefined || before.image === image ? before?.failure : undefined,
         reason,
         message,
         context.clock.now(),
         imageBackoff,
       );
-      return { ...memory, images: { ...memory.images, [name]: { attempt, failure } } };
+      return { ...memory, images: { ...memory.images, [name]: { attempt, image, failure } } };
     };
   }
 }

@@ -9,13 +9,14 @@ import type { ConfigMap, PodContainer, Secret } from '../../apiserver/types.ts';
 import { expandCommand, makeEnv, referencesOf, valueKey } from '../env.ts';
 import { containerBackoff, failedAgain } from '../plan/backoff.ts';
 import { without } from '../plan/memory.ts';
-import { makeContainerConfig, subPathMounts } from '../spec/container_config.ts';
+import { makeContainerConfig, subPathMounts, withUsers } from '../spec/container_config.ts';
 import { hostsFile } from '../spec/hosts.ts';
 import { isHostNetwork, namespaceOf, podLogFolder, specGraceSeconds, uidOf } from '../spec/pod.ts';
 import { podHostname } from '../spec/sandbox_config.ts';
 import { type ActionContext, interrupted, type MemoryUpdate, podFolder, tell } from './context.ts';
 import { runHook } from './hooks.ts';
 import { stopContainer } from './stop.ts';
+import { inTarget } from './target.ts';
 
 /** A container could not be made or started: remembered with its reason until the next try. */
 function failure(context: ActionContext, name: string, reason: string, error: unknown): MemoryUpdate {
@@ -40,7 +41,7 @@ export async function createContainer(
   const { name } = container;
   let step = 'CreateContainerConfigError';
   try {
-    const config = await configure(context, container, attempt, imageId);
+    const config = await configure(context, container, attempt, sandboxId, imageId);
     step = 'CreateContainerError';
     await context.runtime.createContainer(sandboxId, config, context.signal);
   } catch (error) {
@@ -59,7 +60,13 @@ export async function createContainer(
 }
 
 /** Everything that the container's configuration needs, fetched and written side by side. */
-async function configure(context: ActionContext, container: PodContainer, attempt: number, imageId: string) {
+async function configure(
+  context: ActionContext,
+  container: PodContainer,
+  attempt: number,
+  sandboxId: string,
+  imageId: string,
+) {
   const { pod, config } = context;
   const folder = podFolder(config, uidOf(pod));
   const terminationFile = join(folder, 'containers', container.name, String(attempt));
@@ -74,7 +81,7 @@ async function configure(context: ActionContext, container: PodContainer, attemp
     mkdir(join(podLogFolder(config.podLogsDir, pod), container.name), { recursive: true }),
   ]);
   const subPaths = await pinSubPaths(context, container, env);
-  return makeContainerConfig({
+  const made = makeContainerConfig({
     pod,
     container,
     attempt,
@@ -91,6 +98,8 @@ async function configure(context: ActionContext, container: PodContainer, attemp
     security: config.security,
     memoryCapacity: context.memoryCapacity,
   });
+  const sandbox = context.observed.sandboxes.find(({ id }) => id === sandboxId);
+  return withUsers(inTarget(made, container, context.observed), sandbox?.namespaces.user);
 }
 
 /** Host paths of the mounts that are parts of volumes, by mount index. */

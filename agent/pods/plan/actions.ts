@@ -8,7 +8,14 @@ export type Action =
   | { readonly kind: 'volumes'; readonly key: 'volumes' }
   | { readonly kind: 'sandbox'; readonly key: 'sandbox'; readonly attempt: number }
   /** Makes sure that the image of a container is there. */
-  | { readonly kind: 'image'; readonly key: string; readonly container: string; readonly attempt: number }
+  | {
+      readonly kind: 'image';
+      readonly key: string;
+      readonly container: string;
+      readonly attempt: number;
+      /** The reference. */
+      readonly image: string;
+    }
   | {
       readonly kind: 'create';
       readonly key: string;
@@ -29,11 +36,21 @@ export type Action =
       readonly id: string;
       readonly deadline: number;
       readonly message: string;
+      /** Without the preStop hook. */
+      readonly bare?: true;
+    }
+  /** Runs the preStop hook of a container whose turn to be stopped has not come yet. */
+  | {
+      readonly kind: 'preStop';
+      readonly key: string;
+      readonly container: string;
+      readonly id: string;
+      readonly deadline: number;
     }
   | { readonly kind: 'stopSandbox'; readonly key: string; readonly id: string }
   | { readonly kind: 'removeSandbox'; readonly key: string; readonly id: string }
-  /** Removes a dead container with its logs. */
-  | { readonly kind: 'removeContainer'; readonly key: string; readonly id: string }
+  /** Removes a dead container; `keepLogs`: not its logs, which the next one of its name follows on. */
+  | { readonly kind: 'removeContainer'; readonly key: string; readonly id: string; readonly keepLogs?: true }
   | { readonly kind: 'tearDown'; readonly key: 'tearDown' }
   /** The pod's cgroup, log folder and folder: nothing is left after it. */
   | { readonly kind: 'erase'; readonly key: 'erase' }
@@ -57,12 +74,12 @@ export function isStarting(key: string): boolean {
   return /^(cgroup|volumes|sandbox|image\/.*|create\/.*|start\/.*)$/.test(key);
 }
 
-/** What is under way, by key; for stops the deadline that they were given. */
-export type InFlight = ReadonlyMap<string, { readonly deadline?: number }>;
+/** What is under way, by key; for stops the deadline that they were given, for images the reference. */
+export type InFlight = ReadonlyMap<string, { readonly deadline?: number; readonly image?: string }>;
 
 /**
- * Which of the wanted actions are to be started now. A stop under way with a later deadline is to be
- * interrupted: it is wanted again once it has ended.
+ * Which of the wanted actions are to be started now. A stop or hook under way with a later deadline is to be
+ * interrupted, and the look for an image that is not wanted any more: they are wanted again once they have ended.
  */
 export function due(
   wanted: readonly Action[],
@@ -71,7 +88,9 @@ export function due(
   const start = wanted.filter(({ key }) => !inFlight.has(key));
   const interrupt = wanted.flatMap((action) => {
     const running = inFlight.get(action.key);
-    return action.kind === 'stop' && running?.deadline !== undefined && action.deadline < running.deadline
+    if (action.kind === 'image' && running?.image !== undefined && running.image !== action.image)
+      return [action.key];
+    return 'deadline' in action && running?.deadline !== undefined && action.deadline < running.deadline
       ? [action.key]
       : [];
   });

@@ -2,7 +2,8 @@
 import type { ContainerStatus } from '../../../runtime/api.ts';
 import type { Pod, PodContainer, PodStatus } from '../../apiserver/types.ts';
 import { holdsStarts, resizeActions } from '../resources/resize_plan.ts';
-import { allContainers, formatPod, specGraceSeconds } from '../spec/pod.ts';
+import { containerHash } from '../spec/container_config.ts';
+import { allContainers, annotationNames, formatPod, specGraceSeconds } from '../spec/pod.ts';
 import { namespacesOf } from '../spec/sandbox_config.ts';
 import type { ObservedPod } from '../types.ts';
 import type { Action, InFlight } from './actions.ts';
@@ -57,7 +58,7 @@ export function bringUp(input: BringUpInput): BringUp {
     return true;
   };
 
-  const starts = decision.start.length > 0;
+  const starts = decision.start.length + decision.ephemeral.length > 0;
   if (starts && !memory.cgroupReady && !held(memory.cgroupFailure))
     actions.push({ kind: 'cgroup', key: 'cgroup' });
   const refresh = memory.volumes === 'ready' && memory.refreshAt !== undefined ? memory.refreshAt : undefined;
@@ -76,10 +77,11 @@ export function bringUp(input: BringUpInput): BringUp {
     : input.observed.containers
         .filter((container) => isLive(container) && container.podSandboxId !== view.sandbox?.id)
         .filter(({ id }) => decision.stop.every(({ container }) => container.id !== id))
-        .map((container) => ({ container, message: 'Pod sandbox changed' }));
-  for (const { container, message } of [...decision.stop, ...strays]) {
+        .map((container) => ({ container, message: 'Pod sandbox changed', graceSeconds: undefined }));
+  for (const { container, message, graceSeconds } of [...decision.stop, ...strays]) {
     // The deadline of a stop under way stands: it must not move with the clock.
-    const deadline = inFlight.get(`stop/${container.id}`)?.deadline ?? graceful;
+    const given = graceSeconds === undefined ? graceful : now + graceSeconds * 1000;
+    const deadline = inFlight.get(`stop/${container.id}`)?.deadline ?? given;
     actions.push(stopAction(container, deadline, message));
   }
 
@@ -88,6 +90,7 @@ export function bringUp(input: BringUpInput): BringUp {
   for (const container of allContainers(pod)) {
     if (!due.has(container) && view.newest(container.name) === undefined) prefetch(container);
   }
+  for (const container of decision.ephemeral) advance(container, true);
   let inOrder = true;
   for (const container of decision.start) inOrder = advance(container, inOrder);
   const resize = resizeActions(pod, memory.resize, view.newest, inFlight, now);
@@ -100,9 +103,15 @@ export function bringUp(input: BringUpInput): BringUp {
     return nextAttempt(view.newest(name), oldStatusOf(input.old, name));
   }
 
+  /** What is known of the image that the container wants now. */
+  function imageOf({ name, image = '' }: PodContainer) {
+    const known = memory.images[name];
+    return known?.image === undefined || known.image === image ? known : undefined;
+  }
+
   function prefetch(container: PodContainer): void {
     const attempt = attemptOf(container.name);
-    const image = memory.images[container.name];
+    const image = imageOf(container);
     if (image?.attempt === attempt && image.imageId !== undefined) return;
     const failure = image?.failure;
     if (failure !== undefined && failure.retryAt > now) wakeAt.push(failure.retryAt);
@@ -138,7 +147,7 @@ export function bringUp(input: BringUpInput): BringUp {
     const crash = backoffOf(container, newest);
     if (crash === 'wait') return true;
     const attempt = attemptOf(name);
-    const image = memory.images[name];
+    const image = imageOf(container);
     if (image?.attempt !== attempt || image.imageId === undefined) return fetch(container, attempt);
     // What is started now must fit into the pod's cgroup.
     if (holdsStarts(memory.resize)) return true;
@@ -166,6 +175,10 @@ export function bringUp(input: BringUpInput): BringUp {
   function backoffOf(container: PodContainer, newest: ContainerStatus | undefined) {
     if (newest?.state !== 'exited') return undefined;
     const { name } = container;
+    const hash = newest.annotations[annotationNames.hash];
+    // What is not the same any more is not what crashed: its waits start over.
+    if (hash !== undefined && hash !== containerHash(container))
+      return restartAllowed(undefined, newest.id, newest.finishedAt, now, input.crash);
     const state = memory.crash[name] ?? crashStateOf(newest, input.crash);
     const at = restartAllowedAt(state, newest.id, newest.finishedAt, input.crash);
     if (at <= now) return restartAllowed(state, newest.id, newest.finishedAt, now, input.crash);
@@ -187,7 +200,7 @@ export function bringUp(input: BringUpInput): BringUp {
 
   function fetch(container: PodContainer, attempt: number): boolean {
     const { name } = container;
-    const failure = memory.images[name]?.failure;
+    const failure = imageOf(container)?.failure;
     if (failure !== undefined) {
       failing = true;
       const backOff = !['ErrImageNeverPull', 'InvalidImageName'].includes(failure.reason);
@@ -219,7 +232,8 @@ export function bringUp(input: BringUpInput): BringUp {
 }
 
 function imageAction(container: PodContainer, attempt: number): Action {
-  return { kind: 'image', key: `image/${container.name}`, container: container.name, attempt };
+  const { name, image = '' } = container;
+  return { kind: 'image', key: `image/${name}`, container: name, attempt, image };
 }
 
 /** Ends what runs in sandboxes that are of no use any more, then makes the next one. */

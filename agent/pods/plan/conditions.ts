@@ -1,9 +1,18 @@
 /** A pod's phase and conditions (kubelet_pods.go getPhase, status/generate.go). Pure. */
 import { rfc3339 } from '../../../runtime/host/clock.ts';
-import type { Pod, PodCondition, PodContainerStatus, PodStatus } from '../../apiserver/types.ts';
-import { initContainers, isSidecar, regularContainers, restartsAfter } from '../spec/pod.ts';
+import type {
+  Pod,
+  PodCondition,
+  PodContainer,
+  PodContainerState,
+  PodContainerStatus,
+  PodStatus,
+} from '../../apiserver/types.ts';
+import { allContainers, initContainers, isSidecar, regularContainers, restartsAfter } from '../spec/pod.ts';
+import { allContainersRestarting, couldRestartAll, restartingAllContainers } from './restart_all.ts';
 import type { View } from './view.ts';
 
+type Ended = NonNullable<PodContainerState['terminated']>;
 export type Phase = 'Pending' | 'Running' | 'Succeeded' | 'Failed' | 'Unknown';
 
 export function isTerminalPhase(phase: string | undefined): boolean {
@@ -11,6 +20,11 @@ export function isTerminalPhase(phase: string | undefined): boolean {
 }
 
 type Statuses = ReadonlyMap<string, PodContainerStatus>;
+
+/** Whether what ended so is going to run again. */
+function runsAgain(pod: Pod, container: PodContainer, { exitCode, reason }: Ended): boolean {
+  return reason === restartingAllContainers || restartsAfter(pod, container, exitCode);
+}
 
 /**
  * The phase that the containers' states amount to. `ended`: no container is going to be started any more, so that
@@ -41,7 +55,7 @@ export function phaseOf(pod: Pod, statuses: Statuses, ended: boolean, view: View
       status?.state?.terminated ??
       (status?.state?.waiting === undefined ? undefined : status.lastState?.terminated);
     if (exit === undefined) pendingInit++;
-    else if (exit.exitCode !== 0 && !restartsAfter(pod, container, exit.exitCode)) return 'Failed';
+    else if (exit.exitCode !== 0 && !runsAgain(pod, container, exit)) return 'Failed';
     else if (exit.exitCode !== 0 && status?.state?.terminated === undefined) pendingInit++;
   }
   for (const container of regularContainers(pod)) {
@@ -49,12 +63,11 @@ export function phaseOf(pod: Pod, statuses: Statuses, ended: boolean, view: View
     if (status?.state?.running !== undefined) running++;
     else if (status?.state?.terminated !== undefined) {
       stopped++;
-      const { exitCode } = status.state.terminated;
-      if (exitCode === 0) succeeded++;
-      if (restartsAfter(pod, container, exitCode)) restarting++;
+      if (status.state.terminated.exitCode === 0) succeeded++;
+      if (runsAgain(pod, container, status.state.terminated)) restarting++;
     } else if (status?.lastState?.terminated !== undefined) {
       stopped++;
-      if (restartsAfter(pod, container, status.lastState.terminated.exitCode)) restarting++;
+      if (runsAgain(pod, container, status.lastState.terminated)) restarting++;
     } else waiting++;
   }
 
@@ -97,14 +110,15 @@ function containersReady(pod: Pod, statuses: Statuses, phase: Phase): Draft {
     : no(type, 'ContainersNotReady', `containers with unready status: ${list(unready)}`);
 }
 
-function initialized(pod: Pod, statuses: Statuses, phase: Phase): Draft {
+function initialized(pod: Pod, statuses: Statuses, phase: Phase, old: PodStatus | undefined): Draft {
   const type = 'Initialized';
   if (phase === 'Succeeded') return { ...yes(type), reason: 'PodCompleted' };
   const begun = regularContainers(pod).some(({ name }) => {
     const state = statuses.get(name)?.state;
     return state?.running !== undefined || state?.terminated !== undefined;
   });
-  if (begun) return yes(type);
+  // Once initialized, a pod stays so, also where its init containers run again.
+  if (begun || old?.conditions?.find((one) => one.type === type)?.status === 'True') return yes(type);
   const incomplete = initContainers(pod)
     .filter((container) => {
       const status = statuses.get(container.name);
@@ -129,6 +143,19 @@ function ready(pod: Pod, containers: Draft, old: readonly PodCondition[]): Draft
   return unmet.length === 0 ? yes('Ready') : no('Ready', 'ReadinessGatesNotReady', unmet.join(', '));
 }
 
+function restarting(pod: Pod, phase: Phase, view: View, restartingAll: boolean): Draft {
+  const type = allContainersRestarting;
+  if (phase === 'Succeeded') return no(type, 'PodCompleted');
+  if (phase === 'Failed') return no(type, 'PodFailed');
+  if (!restartingAll || allContainers(pod).every(({ name }) => view.newest(name) === undefined))
+    return { type, status: 'False' };
+  return {
+    ...yes(type),
+    reason: 'RestartAllContainersStarted',
+    message: 'container exited with restart policy rule',
+  };
+}
+
 /** The conditions that a node agent owns. Those of others in `pod.status` are left to them. */
 export function conditionsOf(
   pod: Pod,
@@ -137,16 +164,18 @@ export function conditionsOf(
   view: View,
   old: PodStatus | undefined,
   now: number,
+  restartingAll = false,
 ): PodCondition[] {
   const all = containersReady(pod, statuses, phase);
   const drafts: Draft[] = [
     view.sandbox !== undefined
       ? yes('PodReadyToStartContainers')
       : no('PodReadyToStartContainers', 'PodSandboxNotReady', view.sandboxMissing),
-    initialized(pod, statuses, phase),
+    initialized(pod, statuses, phase, old),
     ready(pod, all, pod.status?.conditions ?? []),
     all,
     yes('PodScheduled'),
+    ...(couldRestartAll(pod) ? [restarting(pod, phase, view, restartingAll)] : []),
   ];
   const generation = pod.metadata?.generation;
   return drafts.map(({ type, status, reason, message }) => {

@@ -3,8 +3,15 @@ import type { ContainerStatus } from '../../../runtime/api.ts';
 import { rfc3339 } from '../../../runtime/host/clock.ts';
 import type { Pod, PodContainer, PodContainerState, PodContainerStatus } from '../../apiserver/types.ts';
 import { containerResourceStatus } from '../resources/resource_status.ts';
-import { initContainers, isSidecar } from '../spec/pod.ts';
+import {
+  type ContainerExtras,
+  ephemeralContainers,
+  everyContainer,
+  initContainers,
+  isSidecar,
+} from '../spec/pod.ts';
 import type { ProbeResult } from './memory.ts';
+import { restartingAllContainers } from './restart_all.ts';
 import { restartCountOf, type View } from './view.ts';
 
 /** 12 KiB for all containers of a pod together (MaxPodTerminationMessageLogLength). */
@@ -29,6 +36,8 @@ export interface ContainerStatusInput {
   readonly terminating: boolean;
   /** What the container has may differ from what it was given. */
   readonly resizing?: boolean;
+  /** All containers are to begin anew: those that are not there any more were removed for that. */
+  readonly restartingAll: boolean;
   /** Of the runtime that the container is in; default `keelson`. */
   readonly runtimeName?: string;
 }
@@ -46,7 +55,8 @@ export function containerStatus(input: ContainerStatusInput): PodContainerStatus
     if (status.state?.terminated !== undefined) status.lastState = status.state;
     status.state = { waiting: { ...input.waiting } };
   }
-  const mounts = old?.volumeMounts ?? mountStatuses(container);
+  const mounts =
+    newest === undefined && old?.volumeMounts ? old.volumeMounts : mountStatuses(container, newest);
   return {
     ...status,
     ...readiness(pod, container, status, old, newest, input.probes),
@@ -54,14 +64,18 @@ export function containerStatus(input: ContainerStatusInput): PodContainerStatus
   };
 }
 
-function mountStatuses(container: PodContainer): NonNullable<PodContainerStatus['volumeMounts']> {
-  return (container.volumeMounts ?? []).map(({ name, mountPath, readOnly, recursiveReadOnly }) => ({
-    name,
-    mountPath,
-    ...(readOnly
-      ? { readOnly: true, recursiveReadOnly: recursiveReadOnly === 'Enabled' ? 'Enabled' : 'Disabled' }
-      : {}),
-  }));
+/** Whether what is below a read-only mount is read-only too, is what the runtime has done (KEP-3857). */
+function mountStatuses(
+  container: PodContainer,
+  newest: ContainerStatus | undefined,
+): NonNullable<PodContainerStatus['volumeMounts']> {
+  return (container.volumeMounts ?? []).map(({ name, mountPath, readOnly, recursiveReadOnly }) => {
+    if (!readOnly) return { name, mountPath };
+    const path = mountPath.startsWith('/') ? mountPath : `/${mountPath}`;
+    const done = newest?.mounts.find(({ containerPath }) => containerPath === path)?.recursiveReadonly;
+    const recursive = done === true || recursiveReadOnly === 'Enabled';
+    return { name, mountPath, readOnly, recursiveReadOnly: recursive ? 'Enabled' : 'Disabled' };
+  });
 }
 
 function defaultWaiting(pod: Pod): PodContainerState {
@@ -86,6 +100,16 @@ function unseen(input: ContainerStatusInput): PodContainerStatus {
     state: defaultWaiting(pod),
     lastState: old?.lastState ?? {},
   };
+  if (input.restartingAll && old?.state?.waiting?.reason === restartingAllContainers) return { ...old };
+  if (input.restartingAll && removedForRestart(container, pod, old)) {
+    const message = 'The container is removed because RestartAllContainers in place';
+    return {
+      ...fresh,
+      state: { waiting: { reason: restartingAllContainers, message } },
+      lastState: { terminated: { reason: restartingAllContainers, message, exitCode: 137 } },
+      restartCount: (old?.restartCount ?? 0) + 1,
+    };
+  }
   if (old?.state?.terminated !== undefined) return { ...old };
   const plainInit = initContainers(pod).includes(container) && !isSidecar(pod, container);
   if (plainInit && view.anyRegularActive) {
@@ -94,12 +118,20 @@ function unseen(input: ContainerStatusInput): PodContainerStatus {
     return { ...fresh, state: { terminated: { reason: 'Completed', message, exitCode: 0 } } };
   }
   if (old?.state?.running === undefined || old.lastState?.terminated !== undefined) return fresh;
+  if (ephemeralContainers(pod).includes(container)) return { ...fresh, state: { terminated: { ...lost } } };
   // It did run, and what became of it is not known: say so, lest the pod seem never to have started.
   return {
     ...fresh,
     lastState: { terminated: { ...lost } },
     restartCount: old.restartCount + (input.terminating ? 0 : 1),
   };
+}
+
+/** It ran, or waited to run again, and is not told of as removed yet. */
+function removedForRestart(container: PodContainer, pod: Pod, old: PodContainerStatus | undefined): boolean {
+  if (old === undefined || ephemeralContainers(pod).includes(container)) return false;
+  if (old.state?.waiting === undefined) return true;
+  return old.lastState?.terminated !== undefined && Boolean(old.containerID);
 }
 
 function seen(
@@ -118,6 +150,7 @@ function seen(
     restartCount: restartCountOf(newest),
     lastState: {},
     ...containerResourceStatus(container, newest, old, input.resizing ?? false),
+    ...told(container as ContainerExtras, newest),
   };
   const before = previous === undefined ? undefined : stateOf(previous, pod, input.runtimeName);
   if (before?.terminated !== undefined) status.lastState = before;
@@ -134,9 +167,29 @@ function seen(
   return status;
 }
 
+/** What the runtime found out: newer than the type package (KEP-3619, KEP-4960). */
+function told({ lifecycle }: ContainerExtras, { user, stopSignal }: ContainerStatus): object {
+  return {
+    ...(user === undefined
+      ? {}
+      : {
+          user: {
+            linux: {
+              uid: user.uid,
+              gid: user.gid,
+              ...(user.supplementalGroups.length === 0
+                ? {}
+                : { supplementalGroups: [...user.supplementalGroups] }),
+            },
+          },
+        }),
+    // An apiserver that lets nobody choose it does not keep it either.
+    ...(stopSignal && lifecycle?.stopSignal ? { stopSignal } : {}),
+  };
+}
+
 function cut(message: string, pod: Pod): string {
-  const containers = (pod.spec?.containers.length ?? 0) + (pod.spec?.initContainers?.length ?? 0);
-  const bytes = Math.floor(messageBytesOfPod / Math.max(1, containers));
+  const bytes = Math.floor(messageBytesOfPod / Math.max(1, everyContainer(pod).length));
   if (Buffer.byteLength(message) <= bytes) return message;
   // A character that the cut falls into is dropped, not mangled.
   return Buffer.from(message).subarray(0, bytes).toString('utf8').replace(/�+$/, '');
@@ -190,7 +243,9 @@ function readiness(
   old: PodContainerStatus | undefined,
   newest: ContainerStatus | undefined,
   probes: Readonly<Record<string, ProbeResult>>,
-): { ready: boolean; started: boolean } {
+): { ready: boolean; started?: boolean } {
+  // Nobody probes them, and nobody asks whether they are ready.
+  if (ephemeralContainers(pod).includes(container)) return { ready: false };
   const running = status.state?.running !== undefined;
   const same = old !== undefined && old.containerID === status.containerID;
   const result = newest === undefined ? undefined : probes[newest.id];

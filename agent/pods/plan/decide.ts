@@ -1,15 +1,17 @@
 /** Which containers of a pod are to be started and which are to be stopped (kubelet's computePodActions). Pure. */
 import type { ContainerStatus } from '../../../runtime/api.ts';
-import type { Pod, PodContainer } from '../../apiserver/types.ts';
+import type { Pod, PodContainer, PodStatus } from '../../apiserver/types.ts';
 import { needsRestart } from '../resources/resize_plan.ts';
 import { containerHash } from '../spec/container_config.ts';
 import {
   annotationNames,
+  ephemeralContainers,
   initContainers,
   isSidecar,
   regularContainers,
   restartPolicyOf,
   restartsAfter,
+  restartsWhenKilled,
 } from '../spec/pod.ts';
 import type { PodMemory } from './memory.ts';
 import type { View } from './view.ts';
@@ -21,13 +23,43 @@ export interface Decision {
   readonly needSandbox: boolean;
   /** In the order of starting; may still have to wait for their backoff, image or stop. */
   readonly start: readonly PodContainer[];
-  readonly stop: readonly { readonly container: ContainerStatus; readonly message: string }[];
+  readonly stop: readonly Stop[];
+  /** Ephemeral containers that are to be started: they wait for nobody, and nobody for them. */
+  readonly ephemeral: readonly PodContainer[];
 }
 
-const nothing = { ended: false, needSandbox: false, start: [], stop: [] } as const;
+interface Stop {
+  readonly container: ContainerStatus;
+  readonly message: string;
+  /** Where it is not the pod's. */
+  readonly graceSeconds?: number;
+}
 
-export function decide(pod: Pod, view: View, memory: PodMemory): Decision {
-  return view.sandbox === undefined ? withoutSandbox(pod, view) : inSandbox(pod, view, memory);
+const nothing = { ended: false, needSandbox: false, start: [], stop: [], ephemeral: [] } as const;
+
+/** `old`: the status computed last, or the apiserver's; it tells of containers that the runtime has forgotten. */
+export function decide(pod: Pod, view: View, memory: PodMemory, old: PodStatus | undefined): Decision {
+  if (view.sandbox === undefined) return withoutSandbox(pod, view);
+  const decision = inSandbox(pod, view, memory);
+  return { ...decision, ephemeral: decision.ended ? [] : ephemeralToStart(pod, view, memory, old) };
+}
+
+/** Ephemeral containers run once: whatever became of one, it is not made again. */
+function ephemeralToStart(
+  pod: Pod,
+  view: View,
+  memory: PodMemory,
+  old: PodStatus | undefined,
+): readonly PodContainer[] {
+  return ephemeralContainers(pod).filter(({ name }) => {
+    const newest = view.newest(name);
+    if (newest !== undefined)
+      return newest === view.active(name) && newest.state === 'created' && !memory.broken.includes(newest.id);
+    const told = old?.ephemeralContainerStatuses?.find((status) => status.name === name);
+    return [told?.state, told?.lastState].every(
+      (state) => state?.running === undefined && state?.terminated === undefined,
+    );
+  });
 }
 
 function withoutSandbox(pod: Pod, view: View): Decision {
@@ -50,19 +82,29 @@ function unwanted(
   container: PodContainer,
   running: ContainerStatus,
   memory: PodMemory,
-): { why: string; changed: boolean } | undefined {
+): { why: string; changed: boolean; graceSeconds?: number } | undefined {
   const hash = running.annotations[annotationNames.hash];
   if (hash !== undefined && hash !== containerHash(container))
     return { why: `Container ${container.name} definition changed`, changed: true };
   if (needsRestart(memory.resize, container, running))
     return { why: `Container ${container.name} resize requires restart`, changed: true };
   const failed = memory.probes[running.id]?.failed;
-  return failed === undefined
-    ? undefined
-    : { why: `Container ${container.name} failed ${failed} probe`, changed: false };
+  if (failed === undefined) return undefined;
+  const probe = failed === 'liveness' ? container.livenessProbe : container.startupProbe;
+  const graceSeconds = probe?.terminationGracePeriodSeconds;
+  return {
+    why: `Container ${container.name} failed ${failed} probe`,
+    changed: false,
+    ...(graceSeconds === undefined ? {} : { graceSeconds }),
+  };
 }
 
-function inSandbox(pod: Pod, view: View, memory: PodMemory): Decision {
+function stopFor(container: ContainerStatus, message: string, fault: { graceSeconds?: number }): Stop {
+  const { graceSeconds } = fault;
+  return { container, message, ...(graceSeconds === undefined ? {} : { graceSeconds }) };
+}
+
+function inSandbox(pod: Pod, view: View, memory: PodMemory): Omit<Decision, 'ephemeral'> {
   const init = initActions(pod, view, memory);
   if (init.ended || !init.initialized)
     return { ended: init.ended, needSandbox: false, start: init.start, stop: init.stop };
@@ -84,8 +126,8 @@ function inSandbox(pod: Pod, view: View, memory: PodMemory): Decision {
       const fault = unwanted(container, newest, memory);
       if (fault === undefined) kept++;
       else {
-        const restart = fault.changed || restartsAfter(pod, container, 137);
-        stop.push({ container: newest, message: restart ? `${fault.why}, will be restarted` : fault.why });
+        const restart = fault.changed || restartsWhenKilled(pod, container);
+        stop.push(stopFor(newest, restart ? `${fault.why}, will be restarted` : fault.why, fault));
         if (restart) start.push(container);
         else kept++; // Until it has stopped: then its exit decides.
       }
@@ -108,11 +150,11 @@ function initActions(
   ended: boolean;
   initialized: boolean;
   start: PodContainer[];
-  stop: { container: ContainerStatus; message: string }[];
+  stop: Stop[];
 } {
   const init = initContainers(pod);
   const start = new Set<number>();
-  const stop: { container: ContainerStatus; message: string }[] = [];
+  const stop: Stop[] = [];
   let initialized = view.anyRegularActive || init.length === 0;
   let passed = view.anyRegularActive;
   const next = (index: number) => {
@@ -136,10 +178,7 @@ function initActions(
         const fault = unwanted(container, status, memory);
         const restart = fault !== undefined && (sidecar || fault.changed);
         if (restart) {
-          stop.push({
-            container: status,
-            message: `${fault.why.replace(/^C/, 'Init c')}, will be restarted`,
-          });
+          stop.push(stopFor(status, `${fault.why.replace(/^C/, 'Init c')}, will be restarted`, fault));
           start.add(index);
         } else if (
           sidecar &&
@@ -155,7 +194,7 @@ function initActions(
         else return { ended: true, initialized: false, start: [], stop: [] };
         break;
       default:
-        if (!sidecar && !restartsAfter(pod, container, 137))
+        if (!sidecar && !restartsWhenKilled(pod, container))
           return { ended: true, initialized: false, start: [], stop: [] };
         stop.push({
           container: status,

@@ -11,6 +11,8 @@ import type { CrashState, Failure } from './backoff.ts';
 export interface ImageMemory {
   /** For which attempt of the container the image was looked for. */
   readonly attempt: number;
+  /** The reference that was looked for; it may be changed while the pod runs. */
+  readonly image?: string;
   /** Present: the image is there. */
   readonly imageId?: string;
   readonly failure?: Failure;
@@ -59,6 +61,8 @@ export interface PodMemory {
   /** Created containers that could not be started and are of no use any more. */
   readonly broken: readonly string[];
   readonly probes: Readonly<Record<string, ProbeResult>>;
+  /** Containers whose preStop hook has had its time, by id, before they are stopped. */
+  readonly hooked: readonly string[];
   /** Notes (events) that were given, with the occasion that they were given for. */
   readonly noted: Readonly<Record<string, string>>;
   /** Teardown steps that failed, by action key. */
@@ -80,6 +84,7 @@ export function newMemory(now: number): PodMemory {
     startFailures: {},
     broken: [],
     probes: {},
+    hooked: [],
     noted: {},
     teardownFailures: {},
     erased: false,
@@ -124,5 +129,6 @@ export function forgetContainers(memory: PodMemory, present: ReadonlySet<string>
     ...memory,
     probes: keep(memory.probes),
     broken: memory.broken.filter((id) => present.has(id)),
+    hooked: memory.hooked.filter((id) => present.has(id)),
   };
 }

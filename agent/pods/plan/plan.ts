@@ -12,9 +12,10 @@ import { bringUp } from './bringup.ts';
 import { isTerminalPhase } from './conditions.ts';
 import { decide } from './decide.ts';
 import type { PodMemory } from './memory.ts';
+import { anyLeft, asksForRestartOfAll, resetAll } from './restart_all.ts';
 import { refusedStatus, statusOf, type WrittenStatus } from './status.ts';
 import { isAnythingLive, releaseAll, removeAll, stopAll } from './teardown.ts';
-import { viewOf } from './view.ts';
+import { type View, viewOf } from './view.ts';
 
 export interface PlanInput {
   readonly pod: Pod;
@@ -70,7 +71,9 @@ function run(input: PlanInput): Plan {
   if (!over && limit !== undefined && limit <= now) return fail(input, deadlineExceeded, limit);
   if (!over && memory.evicted !== undefined) return end(input, memory.evicted, memory.evicted.since);
   const view = viewOf(pod, observed);
-  const decision = decide(pod, view, memory);
+  const restartingAll = !over && asksForRestartOfAll(pod, view, input.old);
+  if (restartingAll && anyLeft(pod, view, inFlight)) return restartAll(input, view, limit);
+  const decision = decide(pod, view, memory, input.old);
   if (over || decision.ended) return end(input, undefined, undefined);
   const up = bringUp({ ...input, view, decision, crash: input.crash ?? crashBackoff });
   const starting = new Set(
@@ -87,6 +90,7 @@ function run(input: PlanInput): Plan {
       ...input,
       view,
       waiting: shown(up.waiting, input),
+      restartingAll,
       starting,
       ended: false,
       live: true,
@@ -101,8 +105,32 @@ function run(input: PlanInput): Plan {
   function shown(waiting: typeof up.waiting, { pod: { spec } }: PlanInput): typeof up.waiting {
     const init = new Set(spec?.initContainers?.map(({ name }) => name));
     if (init.size === 0 || decision.start.some(({ name }) => !init.has(name))) return waiting;
-    return new Map([...waiting].filter(([name]) => init.has(name)));
+    const apart = new Set(decision.ephemeral.map(({ name }) => name));
+    return new Map([...waiting].filter(([name]) => init.has(name) || apart.has(name)));
   }
+}
+
+/** Every container of the pod is on its way to begin anew, in the same sandbox. */
+function restartAll(input: PlanInput, view: View, limit: number | undefined): Plan {
+  const { pod, observed, memory, inFlight, now } = input;
+  const { actions, wakeAt } = resetAll(pod, observed, view, memory, inFlight, now);
+  return {
+    actions,
+    interruptStarts: true,
+    status: statusOf({
+      ...input,
+      view,
+      waiting: new Map(),
+      restartingAll: true,
+      starting: new Set(),
+      ended: false,
+      live: true,
+    }),
+    ...earliest([...wakeAt, limit]),
+    settling: false,
+    final: false,
+    gone: false,
+  };
 }
 
 /** Wall clock time at which activeDeadlineSeconds is over. */
@@ -133,10 +161,11 @@ function fail(input: PlanInput, failed: Refusal, since: number): Plan {
 function end(input: PlanInput, failed: Refusal | undefined, since: number | undefined): Plan {
   const { pod, observed, memory, inFlight, now } = input;
   const live = isAnythingLive(observed, inFlight);
-  const stops = live ? stopAll(pod, observed, deadlineOf(input, since ?? now)) : [];
-  const rest = live ? { actions: [] } : releaseAll(observed, memory, now);
+  const rest = live
+    ? stopAll(pod, observed, deadlineOf(input, since ?? now), memory, inFlight, now)
+    : releaseAll(observed, memory, now);
   return {
-    actions: [...stops, ...rest.actions],
+    actions: rest.actions,
     interruptStarts: true,
     status: endStatus(input, live, failed),
     ...earliest([rest.wakeAt]),
@@ -176,7 +205,7 @@ function terminate(input: PlanInput, deadline: number): Plan {
         : refusedStatus(pod, memory.refused, memory.firstSeen);
     if (live) {
       return {
-        actions: stopAll(pod, observed, deadline),
+        ...stopAll(pod, observed, deadline, memory, inFlight, now),
         interruptStarts: true,
         status,
         settling: false,

@@ -4,7 +4,7 @@ import type { Pod, PodContainer, PodContainerStatus, PodStatus } from '../../api
 import { resizeConditions } from '../resources/resize_plan.ts';
 import { evictionConditions, podResources } from '../resources/resource_status.ts';
 import type { Refusal } from '../spec/admission.ts';
-import { initContainers, isHostNetwork, regularContainers } from '../spec/pod.ts';
+import { ephemeralContainers, initContainers, isHostNetwork, regularContainers } from '../spec/pod.ts';
 import { qosClassOf } from '../spec/qos.ts';
 import { conditionsOf, isTerminalPhase, type Phase, phaseOf } from './conditions.ts';
 import { containerStatus, type Waiting } from './container_status.ts';
@@ -24,6 +24,8 @@ export interface StatusInput {
   readonly now: number;
   /** Why containers wait that are to be started, by name. */
   readonly waiting: ReadonlyMap<string, Waiting>;
+  /** All containers are to begin anew, or have just been removed for that. */
+  readonly restartingAll?: boolean;
   /** Containers whose start is under way. */
   readonly starting: ReadonlySet<string>;
   /** No container will be started any more. */
@@ -50,10 +52,12 @@ export function statusOf(input: StatusInput): WrittenStatus {
       probes: memory.probes,
       terminating,
       resizing: memory.resize?.progress !== undefined,
+      restartingAll: input.restartingAll === true,
       runtimeName: input.runtimeName,
     });
   const init = initContainers(pod).map(make);
   const regular = regularContainers(pod).map(make);
+  const ephemeral = ephemeralContainers(pod).map(make);
   const statuses = new Map([...init, ...regular].map((status) => [status.name, status]));
   const phase = decidePhase(input, phaseOf(pod, statuses, input.ended && !input.live, view));
   const told = input.failed !== undefined && phase === 'Failed' ? input.failed : samePhase(old, phase);
@@ -62,7 +66,7 @@ export function statusOf(input: StatusInput): WrittenStatus {
     ...(generation === undefined ? {} : { observedGeneration: generation }),
     phase,
     conditions: [
-      ...conditionsOf(pod, statuses, phase, view, old, now),
+      ...conditionsOf(pod, statuses, phase, view, old, now, input.restartingAll === true),
       ...(isTerminalPhase(phase) ? [] : resizeConditions(memory.resize, old, now)),
       ...evictionConditions(pod, memory.evicted, old, now),
     ],
@@ -73,8 +77,13 @@ export function statusOf(input: StatusInput): WrittenStatus {
     startTime: pod.status?.startTime ?? rfc3339(memory.firstSeen),
     qosClass: pod.status?.qosClass ?? qosClassOf(pod),
     ...(init.length === 0 ? {} : { initContainerStatuses: init }),
-    containerStatuses: [...regular].sort((a, b) => (a.name < b.name ? -1 : 1)),
+    containerStatuses: byName(regular),
+    ...(ephemeral.length === 0 ? {} : { ephemeralContainerStatuses: byName(ephemeral) }),
   };
+}
+
+function byName(statuses: readonly PodContainerStatus[]): PodContainerStatus[] {
+  return [...statuses].sort((a, b) => (a.name < b.name ? -1 : 1));
 }
 
 function samePhase(

@@ -14,26 +14,51 @@ export function isAnythingLive(observed: ObservedPod, inFlight: InFlight): boole
   return [...inFlight.keys()].some((key) => isStarting(key) || key.startsWith('stop/'));
 }
 
-export function stopAction(container: ContainerStatus, deadline: number, message: string): Action {
+export function stopAction(
+  container: ContainerStatus,
+  deadline: number,
+  message: string,
+): Extract<Action, { kind: 'stop' }> {
   const { name } = container.metadata;
   return { kind: 'stop', key: `stop/${container.id}`, container: name, id: container.id, deadline, message };
 }
 
 /**
  * Stops for all that runs: sidecars only when the containers that they serve have ended, the last one first
- * (KEP-753), all until the same deadline.
+ * (KEP-753), all until the same deadline. Their preStop hooks need not wait for their turn, and at the deadline there
+ * are no turns any more: `wakeAt`.
  */
-export function stopAll(pod: Pod, observed: ObservedPod, deadline: number): Action[] {
+export function stopAll(
+  pod: Pod,
+  observed: ObservedPod,
+  deadline: number,
+  memory: PodMemory,
+  inFlight: InFlight,
+  now: number,
+): { actions: Action[]; wakeAt?: number } {
   const live = observed.containers.filter(isLive);
-  const sidecars = initContainers(pod)
-    .filter((container) => isSidecar(pod, container))
-    .map(({ name }) => name);
-  const others = live.filter(({ metadata }) => !sidecars.includes(metadata.name));
-  const last = sidecars.filter((name) => live.some(({ metadata }) => metadata.name === name)).at(-1);
-  const now = others.length > 0 ? others : live.filter(({ metadata }) => metadata.name === last);
-  return now.map((container) =>
-    stopAction(container, deadline, `Stopping container ${container.metadata.name}`),
-  );
+  const sidecars = initContainers(pod).filter((container) => isSidecar(pod, container));
+  const sidecarOf = ({ metadata }: ContainerStatus) => sidecars.find(({ name }) => name === metadata.name);
+  const others = live.filter((container) => sidecarOf(container) === undefined);
+  const last = sidecars.filter(({ name }) => live.some(({ metadata }) => metadata.name === name)).at(-1);
+  const isDue = (container: ContainerStatus) =>
+    now >= deadline || (others.length > 0 ? others.includes(container) : sidecarOf(container) === last);
+  let waits = false;
+  const actions = live.flatMap((container): Action[] => {
+    const { id, metadata } = container;
+    const { name } = metadata;
+    const key = `preStop/${id}`;
+    const stopping = inFlight.has(`stop/${id}`);
+    if (!inFlight.has(key) && (stopping || isDue(container))) {
+      const stop = stopAction(container, deadline, `Stopping container ${name}`);
+      return [memory.hooked.includes(id) ? { ...stop, bare: true } : stop];
+    }
+    waits = true;
+    const hook = sidecarOf(container)?.lifecycle?.preStop;
+    if (hook === undefined || memory.hooked.includes(id)) return [];
+    return [{ kind: 'preStop', key, container: name, id, deadline }];
+  });
+  return { actions, ...(waits && now < deadline ? { wakeAt: deadline } : {}) };
 }
 
 /** When a step that failed may be tried again; 0 for at once. */

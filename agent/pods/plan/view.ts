@@ -76,7 +76,8 @@ export function isLive(container: ContainerStatus): boolean {
 export function oldStatusOf(status: PodStatus | undefined, name: string): PodContainerStatus | undefined {
   return (
     status?.containerStatuses?.find((container) => container.name === name) ??
-    status?.initContainerStatuses?.find((container) => container.name === name)
+    status?.initContainerStatuses?.find((container) => container.name === name) ??
+    status?.ephemeralContainerStatuses?.find((container) => container.name === name)
   );
 }
 

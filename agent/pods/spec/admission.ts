@@ -64,8 +64,6 @@ function unsupported(pod: Pod): Refusal | undefined {
     reason: 'PodFeatureUnsupported',
     message: `this node does not support ${what}`,
   });
-  if ((pod.spec as { hostUsers?: boolean } | undefined)?.hostUsers === false)
-    return refuse('hostUsers: false (user namespaces)');
   if ((pod.spec?.resourceClaims?.length ?? 0) > 0)
     return refuse('resourceClaims (dynamic resource allocation)');
   return operatingSystem(pod);

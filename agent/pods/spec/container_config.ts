@@ -1,6 +1,6 @@
 /** From a container of a pod to the container that the runtime is asked for. Pure. */
 import { createHash } from 'node:crypto';
-import type { ContainerConfig, KeyValue, Mount } from '../../../runtime/api.ts';
+import type { ContainerConfig, KeyValue, Mount, UserNamespace } from '../../../runtime/api.ts';
 import { KeelsonError } from '../../../runtime/host/errors.ts';
 import type { Pod, PodContainer } from '../../apiserver/types.ts';
 import type { ReadyVolume } from '../../volumes/types.ts';
@@ -146,6 +146,20 @@ export function makeContainerConfig(input: ContainerInput): ContainerConfig {
         oomScoreAdj: oomScoreAdj(pod, container, input.memoryCapacity),
       },
       security: containerSecurity(pod, container, input.imageUser, input.security),
+    },
+  };
+}
+
+/** `config` in the user namespace of its pod, where it has one: what is mounted belongs to the same ids there. */
+export function withUsers(config: ContainerConfig, users: UserNamespace | undefined): ContainerConfig {
+  if (users === undefined || users.mode === 'node') return config;
+  const { security } = config.linux;
+  return {
+    ...config,
+    mounts: config.mounts.map((mount) => ({ ...mount, uidMappings: users.uids, gidMappings: users.gids })),
+    linux: {
+      ...config.linux,
+      security: { ...security, namespaces: { ...security.namespaces, user: users } },
     },
   };
 }

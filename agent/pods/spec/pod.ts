@@ -61,6 +61,16 @@ export function allContainers(pod: Pod): readonly PodContainer[] {
   return [...initContainers(pod), ...regularContainers(pod)];
 }
 
+/** Added to running pods for a look inside (`kubectl debug`): started once, never again. */
+export function ephemeralContainers(pod: Pod): readonly PodContainer[] {
+  return (pod.spec?.ephemeralContainers ?? []) as readonly PodContainer[];
+}
+
+/** Whatever may run in the pod. */
+export function everyContainer(pod: Pod): readonly PodContainer[] {
+  return [...allContainers(pod), ...ephemeralContainers(pod)];
+}
+
 export function isSidecar(pod: Pod, container: PodContainer): boolean {
   return container.restartPolicy === 'Always' && initContainers(pod).includes(container);
 }
@@ -69,14 +79,29 @@ export function restartPolicyOf(pod: Pod): string {
   return pod.spec?.restartPolicy ?? 'Always';
 }
 
+/** What the first of the container's rules that fits says; undefined where none does (KEP-5307). */
+export function ruleFor(container: PodContainer, exitCode: number): string | undefined {
+  const { restartPolicy, restartPolicyRules = [] } = container as ContainerExtras;
+  // Rules refine a policy of the container's own; without one they are not looked at.
+  if (restartPolicy === undefined) return undefined;
+  return restartPolicyRules.find(({ exitCodes }) => {
+    if (exitCodes === undefined) return false;
+    const listed = exitCodes.values?.includes(exitCode) ?? false;
+    if (exitCodes.operator === 'In') return listed;
+    return exitCodes.operator === 'NotIn' && !listed;
+  })?.action;
+}
+
+/** Whether the policies alone, without an exit code that rules could be held against, start the container again. */
+export function restartsWhenKilled(pod: Pod, container: PodContainer): boolean {
+  return ((container as ContainerExtras).restartPolicy ?? restartPolicyOf(pod)) !== 'Never';
+}
+
 /** Whether a container that ended with `exitCode` is to run again (KEP-5307 rules first, then the policies). */
 export function restartsAfter(pod: Pod, container: PodContainer, exitCode: number): boolean {
-  const extras = container as ContainerExtras;
-  for (const rule of extras.restartPolicyRules ?? []) {
-    const listed = rule.exitCodes?.values?.includes(exitCode) ?? false;
-    if (rule.action === 'Restart' && (rule.exitCodes?.operator === 'NotIn' ? !listed : listed)) return true;
-  }
-  const own = extras.restartPolicy ?? restartPolicyOf(pod);
+  const rule = ruleFor(container, exitCode);
+  if (rule === 'Restart' || rule === 'RestartAllContainers') return true;
+  const own = (container as ContainerExtras).restartPolicy ?? restartPolicyOf(pod);
   // An init container of a pod that always runs need not run again once it has succeeded.
   const policy = own === 'Always' && isPlainInit(pod, container) ? 'OnFailure' : own;
   return policy === 'Always' || (policy === 'OnFailure' && exitCode !== 0);

@@ -1,6 +1,12 @@
 /** From a pod to the sandbox that the runtime is asked for. Pure. */
 import { isIPv6 } from 'node:net';
-import type { DnsConfig, NamespaceOption, PodSandboxConfig, PortMapping } from '../../../runtime/api.ts';
+import type {
+  DnsConfig,
+  NamespaceOption,
+  PodSandboxConfig,
+  PortMapping,
+  UserNamespace,
+} from '../../../runtime/api.ts';
 import { KeelsonError } from '../../../runtime/host/errors.ts';
 import type { Pod } from '../../apiserver/types.ts';
 import {
@@ -126,6 +132,11 @@ export function namespacesOf(pod: Pod): NamespaceOption {
   };
 }
 
+/** Whether root in the pod is nobody on the node (`hostUsers: false`). */
+export function hasOwnUsers(pod: Pod): boolean {
+  return (pod.spec as { hostUsers?: boolean } | undefined)?.hostUsers === false;
+}
+
 /** The ports of the pod, each once; ports of one name in one container count once. */
 export function portMappings(pod: Pod): PortMapping[] {
   const found: PortMapping[] = [];
@@ -154,6 +165,8 @@ export interface SandboxSettings {
   readonly podLogsDir: string;
   readonly clusterDomain: string;
   readonly cgroupParent: string;
+  /** Of a pod with a user namespace of its own. */
+  readonly users?: UserNamespace;
 }
 
 /** The whole sandbox. Throws POD_INVALID. */
@@ -185,7 +198,10 @@ export function makeSandboxConfig(
       cgroupParent: settings.cgroupParent,
       sysctls,
       security: {
-        namespaces: namespacesOf(pod),
+        namespaces: {
+          ...namespacesOf(pod),
+          ...(settings.users === undefined ? {} : { user: settings.users }),
+        },
         privileged: [...initContainers(pod), ...regularContainers(pod)].some(
           (container) => container.securityContext?.privileged === true,
         ),

@@ -26,10 +26,22 @@ interface Model {
 function randomPod(random: () => number): Pod {
   const names = (prefix: string, most: number) =>
     Array.from({ length: Math.floor(random() * (most + 1)) }, (_, index) => `${prefix}${index}`);
+  const preStop = { exec: { command: ['true'] } };
   const init = names('i', 3).map(
-    (name): PodContainer => ({ name, image: 'i:1', ...(random() < 0.4 ? { restartPolicy: 'Always' } : {}) }),
+    (name): PodContainer => ({
+      name,
+      image: 'i:1',
+      ...(random() < 0.4 ? { restartPolicy: 'Always' } : {}),
+      ...(random() < 0.3 ? { lifecycle: { preStop } } : {}),
+    }),
   );
-  const regular = ['app', ...names('r', 2)].map((name): PodContainer => ({ name, image: 'r:1' }));
+  const rule = (): object => {
+    if (random() < 0.7) return {};
+    const action = random() < 0.5 ? 'Restart' : 'RestartAllContainers';
+    const restartPolicyRules = [{ action, exitCodes: { operator: 'In', values: [1] } }];
+    return { restartPolicy: random() < 0.5 ? 'Never' : 'OnFailure', restartPolicyRules };
+  };
+  const regular = ['app', ...names('r', 2)].map((name): PodContainer => ({ name, image: 'r:1', ...rule() }));
   const restartPolicy = ['Always', 'OnFailure', 'Never'][Math.floor(random() * 3)]!;
   return makePod({ initContainers: init, containers: regular, restartPolicy });
 }
@@ -38,7 +50,13 @@ function run(seed: number): void {
   const random = seeded(seed);
   const say = (what: string) => `seed ${seed}: ${what}`;
   let pod = randomPod(random);
-  const all = [...(pod.spec?.initContainers ?? []), ...(pod.spec?.containers ?? [])];
+  const init = pod.spec?.initContainers ?? [];
+  const isSidecar = (name: string) => init.find((one) => one.name === name)?.restartPolicy === 'Always';
+  const all = () => [
+    ...init,
+    ...(pod.spec?.containers ?? []),
+    ...((pod.spec?.ephemeralContainers ?? []) as PodContainer[]),
+  ];
   const model: Model = { sandboxes: [], containers: [], count: 0 };
   let memory: PodMemory = newMemory(time);
   let now = time;
@@ -123,7 +141,7 @@ function run(seed: number): void {
           break;
         }
         if (!model.sandboxes.some(({ id, state }) => id === action.sandboxId && state === 'ready')) break;
-        const container = all.find((one) => one.name === action.container)!;
+        const container = all().find((one) => one.name === action.container)!;
         model.containers.push(
           makeContainer(`c${++model.count}`, container, 'created', {
             attempt: action.attempt,
@@ -158,6 +176,9 @@ function run(seed: number): void {
         const name = `${action.container}/${found.metadata.attempt}`;
         assert.ok(!attempts.has(name), say(`${name} was started twice`));
         attempts.add(name);
+        if (action.container.startsWith('e'))
+          assert.equal(found.metadata.attempt, 0, say(`${action.container} was started again`));
+        checkOrder(action.container, found.podSandboxId);
         memory = { ...memory, startFailures: without(memory.startFailures, action.container) };
         model.containers = model.containers.map((one) =>
           one.id === action.id ? { ...one, state: 'running', startedAt: now } : one,
@@ -167,6 +188,9 @@ function run(seed: number): void {
       case 'stop':
         if (model.containers.find(({ id }) => id === action.id)?.state === 'running')
           exit(action.id, random() < 0.5 ? 0 : 143);
+        break;
+      case 'preStop':
+        memory = { ...memory, hooked: [...memory.hooked, action.id] };
         break;
       case 'stopSandbox':
         for (const one of model.containers)
@@ -205,7 +229,42 @@ function run(seed: number): void {
     }
   }
 
+  /** What comes before it has succeeded, or is a sidecar that has been started, since the sandbox was made. */
+  function checkOrder(name: string, sandboxId: string): void {
+    const here = model.containers.filter(({ podSandboxId }) => podSandboxId === sandboxId);
+    const begun = pod.spec?.containers.some((one) =>
+      here.some(({ metadata, startedAt }) => metadata.name === one.name && startedAt > 0),
+    );
+    if (begun || name.startsWith('e')) return;
+    const place = init.findIndex((one) => one.name === name);
+    for (const before of place < 0 ? init : init.slice(0, place)) {
+      const done = here.some(
+        ({ metadata, state, exitCode, startedAt }) =>
+          metadata.name === before.name &&
+          (isSidecar(before.name) ? startedAt > 0 : state === 'exited' && exitCode === 0),
+      );
+      assert.ok(done, say(`${name} overtook ${before.name}`));
+    }
+  }
+
+  /** Sidecars are stopped after those that they serve, the last one first, while there is time. */
+  function checkStops(next: Plan): void {
+    if (memory.termination === undefined || now >= memory.termination.deadline) return;
+    const live = model.containers
+      .filter(({ state }) => state === 'running')
+      .map(({ metadata }) => metadata.name);
+    for (const action of next.actions) {
+      if (action.kind !== 'stop' || !isSidecar(action.container) || flight.has(action.key)) continue;
+      const place = init.findIndex(({ name }) => name === action.container);
+      for (const name of live) {
+        const later = !isSidecar(name) || init.findIndex((one) => one.name === name) > place;
+        assert.ok(!later, say(`${action.container} is stopped before ${name}`));
+      }
+    }
+  }
+
   function check(next: Plan): void {
+    checkStops(next);
     const { status } = next;
     const types = status.conditions?.map(({ type }) => type) ?? [];
     assert.equal(new Set(types).size, types.length, say('a condition twice'));
@@ -219,7 +278,12 @@ function run(seed: number): void {
       if (before?.status === one.status)
         assert.equal(one.lastTransitionTime, before.lastTransitionTime, say('moved'));
     }
-    for (const one of [...(status.containerStatuses ?? []), ...(status.initContainerStatuses ?? [])]) {
+    const { containerStatuses = [], initContainerStatuses = [], ephemeralContainerStatuses = [] } = status;
+    assert.equal(containerStatuses.length, pod.spec?.containers.length);
+    if (memory.final === undefined)
+      assert.equal(ephemeralContainerStatuses.length, pod.spec?.ephemeralContainers?.length ?? 0);
+    for (const one of ephemeralContainerStatuses) assert.equal(one.restartCount, 0, say('ran again'));
+    for (const one of [...containerStatuses, ...initContainerStatuses, ...ephemeralContainerStatuses]) {
       assert.equal(Object.keys(one.state ?? {}).length, 1, say(`${one.name} in two states`));
       const before = restartsOf.get(one.name) ?? 0;
       assert.ok(one.restartCount >= before, say(`the restarts of ${one.name} went back`));
@@ -278,7 +342,7 @@ function run(seed: number): void {
       flight.set(action.key, {
         action,
         abort: false,
-        ...(action.kind === 'stop' ? { deadline: action.deadline } : {}),
+        ...('deadline' in action ? { deadline: action.deadline } : {}),
       });
       if (action.kind === 'create' && action.crash !== undefined)
         memory = { ...memory, crash: { ...memory.crash, [action.container]: action.crash } };
@@ -304,7 +368,14 @@ function run(seed: number): void {
         );
       }
     } else if (chance < 0.9 && flight.size === 0) memory = newMemory(now);
-    else if (turn > 150 && memory.termination === undefined)
+    else if (chance < 0.91 && (pod.spec?.ephemeralContainers?.length ?? 0) < 2) {
+      const { ephemeralContainers = [] } = pod.spec!;
+      const name = `e${ephemeralContainers.length}`;
+      pod = {
+        ...pod,
+        spec: { ...pod.spec!, ephemeralContainers: [...ephemeralContainers, { name, image: 'e:1' }] },
+      };
+    } else if (turn > 150 && memory.termination === undefined)
       pod = {
         ...pod,
         metadata: {
@@ -328,5 +399,5 @@ function run(seed: number): void {
 }
 
 test('whatever happens, the rules hold and a deleted pod goes', () => {
-  for (let seed = 1; seed <= 100; seed++) run(seed);
+  for (let seed = 1; seed <= 200; seed++) run(seed);
 });
