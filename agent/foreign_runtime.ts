@@ -1,7 +1,7 @@
 /** The container runtime of somebody else (`containerRuntimeEndpoint`), opened for the agent. */
 
-import type { ImageService, RuntimeService } from '../runtime/api.ts';
-import { makeCriClient } from '../runtime/cri/client.ts';
+import type { ImageService } from '../runtime/api.ts';
+import { type ForeignRuntimeService, makeCriClient } from '../runtime/cri/client.ts';
 import { type Clock, sleep } from '../runtime/host/clock.ts';
 import { isError } from '../runtime/host/errors.ts';
 import type { Logger } from '../runtime/host/log.ts';
@@ -9,7 +9,7 @@ import type { AgentConfig } from './config/load.ts';
 import { makeForeignCollector, type SlowCollector } from './images/foreign_collector.ts';
 
 export interface ForeignRuntime {
-  readonly runtime: RuntimeService;
+  readonly runtime: ForeignRuntimeService;
   /** `containerd` */
   readonly name: string;
   readonly images: ImageService;

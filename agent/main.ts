@@ -3,7 +3,7 @@ import { flushCompileCache } from 'node:module';
 import { join, resolve } from 'node:path';
 import type { ImageFolder } from '../images/archive/watch.ts';
 import { makeImages } from '../images/service.ts';
-import type { RuntimeService } from '../runtime/api.ts';
+import type { RuntimeService, RuntimeStats } from '../runtime/api.ts';
 import { detectCgroups } from '../runtime/host/cgroups.ts';
 import { type Clock, systemClock } from '../runtime/host/clock.ts';
 import { KeelsonError } from '../runtime/host/errors.ts';
@@ -23,6 +23,7 @@ import { makeObjectCache } from './apiserver/objects.ts';
 import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
+import { printConfig } from './config/print.ts';
 import { accessConfig, podsConfig } from './config/rooms.ts';
 import { imageVerbs } from './control/images.ts';
 import { runtimeVerbs } from './control/runtime.ts';
@@ -33,6 +34,7 @@ import { once, whenCalm } from './main/calm.ts';
 import { imagesOptions, openState } from './main/images.ts';
 import { kernelSettings } from './main/kernel.ts';
 import { foreignRuntime, openRuntime } from './main/runtime.ts';
+import { lazyStats } from './main/stats.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { fetchMetrics } from './metrics/fetches.ts';
 import { processMetrics } from './metrics/process.ts';
@@ -146,26 +148,27 @@ async function assemble(
     const pulls = ownPulls ?? countPulls(foreign!.images, clock);
     const { images } = pulls;
     let served: EmbeddedRuntime | undefined;
-    let streaming: Promise<StreamingServer> | undefined;
+    let opening: Promise<StreamingServer> | undefined;
     const loadStreaming = async (): Promise<StreamingServer> => {
       const { makeStreaming } = await import('../runtime/streaming/server.ts');
       const idleMs = config.streamingConnectionIdleTimeout;
-      return makeStreaming({ runtime: served!, clock, log: log.child({ room: 'streaming' }), idleMs });
+      return makeStreaming({
+        runtime: served ?? foreign!.runtime,
+        clock,
+        log: log.child({ room: 'streaming' }),
+        idleMs,
+      });
+    };
+    const streaming = () => {
+      opening ??= loadStreaming();
+      return opening;
     };
     // From here on: images can be listed and pulled while the rest starts.
     const control = await startControl({
       runDir: keelson.runDir,
       handlers: {
         ...imageVerbs({ images, authsFor: nodeAuths }),
-        // Whoever runs another runtime has that one's tools.
-        ...(db &&
-          runtimeVerbs({
-            runtime: () => served,
-            streaming() {
-              streaming ??= loadStreaming();
-              return streaming;
-            },
-          })),
+        ...runtimeVerbs({ runtime: () => served ?? foreign?.runtime, streaming }),
       },
       log: log.child({ room: 'control' }),
       clock,
@@ -174,12 +177,12 @@ async function assemble(
     const own =
       db && ownPulls && (await openRuntime(config, { db, images: ownPulls.images, log, clock, after }));
     served = own?.runtime;
-    after(async () => (await streaming)?.close());
+    after(async () => (await opening)?.close());
     if (runtimeOnly) {
       log.info({ version }, 'the runtime is up');
       return closeAll;
     }
-    const runtime: RuntimeService = own?.runtime ?? foreign!.runtime;
+    const runtime: RuntimeService & RuntimeStats = own?.runtime ?? foreign!.runtime;
 
     const client =
       kubeconfigFile === undefined
@@ -373,6 +376,20 @@ async function assemble(
           throw new KeelsonError('NOT_FOUND', `the log of container "${container}" in pod "${name}" is gone`);
         },
         healthy,
+        streams: { runtime, handlers: async () => (await streaming()).handlers },
+        stats: lazyStats({
+          nodeName,
+          runtime,
+          facts,
+          pods: () => pods.pods(),
+          kubeletDir: keelson.kubeletDir,
+          podLogsDir: config.podLogsDir,
+          clock,
+          log: log.child({ room: 'api' }),
+        }),
+        configuration: () => printConfig(config),
+        systemLogs: config.enableSystemLogHandler ? '/var/log' : undefined,
+        debugging: config.enableDebuggingHandlers,
         metrics: [pulls.source, ...(imageRoom ? [fetchMetrics(imageRoom.fetchMetrics)] : []), processMetrics],
       });
       after(() => api.close());

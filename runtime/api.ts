@@ -434,7 +434,14 @@ export interface RuntimeService {
    * does not read for 30 s is let go of (ABORTED), since the container waits for it meanwhile.
    * Throws FAILED_PRECONDITION (not running, no monitor), ABORTED.
    */
-  attach(id: string, streams: ProcessStreams, signal?: AbortSignal): Promise<void>;
+  attach(
+    id: string,
+    streams: ProcessStreams & {
+      /** The container was made with a terminal. Other runtimes want to be told; ours knows. */
+      readonly tty?: boolean;
+    },
+    signal?: AbortSignal,
+  ): Promise<void>;
   /**
    * Joins `io` with a TCP connection to `port` on the sandbox's loopback, IPv4 before IPv6, until both have ended.
    * Throws FAILED_PRECONDITION (not ready), UNAVAILABLE (nobody listens, or the connection broke), ABORTED.
@@ -587,7 +594,7 @@ export interface RuntimeStats {
     signal?: AbortSignal,
   ): Promise<readonly PodSandboxStats[]>;
   /** The same for the life of the process. */
-  metricDescriptors(): readonly MetricDescriptor[];
+  metricDescriptors(): readonly MetricDescriptor[] | Promise<readonly MetricDescriptor[]>;
   /** cAdvisor's metrics of all ready sandboxes. */
   listPodSandboxMetrics(signal?: AbortSignal): Promise<readonly PodSandboxMetrics[]>;
 }

@@ -24,6 +24,7 @@ const rules: readonly { room: string; may: readonly string[] }[] = [
       'runtime/api.ts',
       'runtime/streaming/types.ts',
       'runtime/streaming/session.ts',
+      'runtime/streaming/client/',
       'runtime/cri/client.ts',
     ],
   },

@@ -3,30 +3,43 @@ import { KeelsonError } from '../../runtime/host/errors.ts';
 
 export type StreamingVerb = 'exec' | 'attach' | 'run' | 'portForward';
 
+/** A request for exec, attach, run or port-forward. */
+export interface StreamRoute {
+  readonly kind: 'streaming';
+  readonly verb: StreamingVerb;
+  readonly namespace: string;
+  readonly pod: string;
+  readonly uid?: string;
+  /** Empty for portForward. */
+  readonly container: string;
+}
+
+/** `` is the agent itself. */
+export type MetricsPage = '' | 'resource' | 'cadvisor' | 'probes' | 'slis';
+
 export type Route =
   | { readonly kind: 'healthz'; readonly check: string }
   | { readonly kind: 'pods' }
-  | { readonly kind: 'metrics' }
+  | { readonly kind: 'runningpods' }
+  | { readonly kind: 'configz' }
+  | { readonly kind: 'summary' }
+  | { readonly kind: 'metrics'; readonly page: MetricsPage }
+  /** `path` below the folder of the system's logs. */
+  | { readonly kind: 'logs'; readonly path: readonly string[]; readonly folder: boolean }
   | {
       readonly kind: 'containerLogs';
       readonly namespace: string;
       readonly pod: string;
       readonly container: string;
     }
-  | {
-      readonly kind: 'streaming';
-      readonly verb: StreamingVerb;
-      readonly namespace: string;
-      readonly pod: string;
-      readonly uid?: string;
-      /** Empty for portForward. */
-      readonly container: string;
-    }
+  | StreamRoute
   | { readonly kind: 'unknown' };
 
 export interface Target {
   /** Decoded segments of the path, none of them empty. */
   readonly segments: readonly string[];
+  /** The path ended with a slash. */
+  readonly folder: boolean;
   readonly query: URLSearchParams;
 }
 
@@ -55,17 +68,35 @@ export function parseTarget(target: string): Target {
     }
   });
   if (segments.some((segment) => /^\.{0,2}$|[/\\\0]/.test(segment))) throw refused();
-  return { segments, query: new URLSearchParams(end < 0 ? '' : target.slice(end + 1)) };
+  return {
+    segments,
+    folder: path.endsWith('/'),
+    query: new URLSearchParams(end < 0 ? '' : target.slice(end + 1)),
+  };
 }
 
 const streamingVerbs: readonly string[] = ['exec', 'attach', 'run', 'portForward'] satisfies StreamingVerb[];
 
+const metricsPages: readonly string[] = [
+  '',
+  'resource',
+  'cadvisor',
+  'probes',
+  'slis',
+] satisfies MetricsPage[];
+
 /** The route of a path; `unknown` for what the node does not serve. */
-export function routeOf({ segments }: Target): Route {
+export function routeOf({ segments, folder }: Target): Route {
   const [first = '', ...rest] = segments;
   if (first === 'healthz' && rest.length <= 1) return { kind: 'healthz', check: rest[0] ?? '' };
   if (first === 'pods' && rest.length === 0) return { kind: 'pods' };
-  if (first === 'metrics' && rest.length === 0) return { kind: 'metrics' };
+  if (first === 'runningpods' && rest.length === 0) return { kind: 'runningpods' };
+  if (first === 'configz' && rest.length === 0) return { kind: 'configz' };
+  if (first === 'stats' && rest.length === 1 && rest[0] === 'summary') return { kind: 'summary' };
+  if (first === 'metrics' && rest.length <= 1 && metricsPages.includes(rest[0] ?? '')) {
+    return { kind: 'metrics', page: (rest[0] ?? '') as MetricsPage };
+  }
+  if (first === 'logs') return { kind: 'logs', path: rest, folder };
   const [namespace, pod, third, fourth] = rest;
   if (namespace === undefined || pod === undefined) return { kind: 'unknown' };
   if (first === 'containerLogs' && rest.length === 3) {
@@ -94,6 +125,7 @@ const verbs: Readonly<Record<string, string>> = {
 /** Subresources by the first segment of the path, tried in their order (KEP-2862, fine-grained kubelet authorization). */
 const subresources: Readonly<Record<string, readonly string[]>> = {
   pods: ['pods', 'proxy'],
+  allocatedPods: ['pods', 'proxy'],
   runningpods: ['pods', 'proxy'],
   healthz: ['healthz', 'proxy'],
   configz: ['configz', 'proxy'],

@@ -1,17 +1,21 @@
 /** The node's HTTPS API: what the apiserver and monitoring ask of a node (kubelet's port 10250). */
-import type { IncomingMessage, ServerResponse } from 'node:http';
+import { type IncomingMessage, ServerResponse } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
 import type { Clock } from '../../runtime/host/clock.ts';
-import { describe, isError, KeelsonError } from '../../runtime/host/errors.ts';
+import { isError, KeelsonError } from '../../runtime/host/errors.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import type { ApiserverClient, Pod } from '../apiserver/types.ts';
 import type { MetricsSource } from '../metrics/source.ts';
+import { answerError, answerJson, answerMethodNotAllowed, answerText } from './answer.ts';
 import { makeAuthenticator } from './authn.ts';
 import { makeAuthorizer } from './authz.ts';
-import { answerHealth, type Health, listen } from './healthz.ts';
-import { parseLogOptions } from './log-options.ts';
-import { type ContainerLog, streamLog } from './logs.ts';
-import { attributesOf, parseTarget, type Route, routeOf, type Target } from './request.ts';
+import { type Health, listen } from './healthz.ts';
+import type { ContainerLog } from './logs.ts';
+import { serveRead } from './reads/serve.ts';
+import { attributesOf, parseTarget, routeOf, type Target } from './request.ts';
+import type { NodeStats } from './stats/types.ts';
+import type { StreamsOptions } from './streams/serve.ts';
 import { makeTlsSource, type TlsContext, type TlsFiles } from './tls.ts';
 
 export type { Health } from './healthz.ts';
@@ -42,6 +46,18 @@ export interface NodeApiOptions {
   readonly healthy: () => Health;
   /** For `/metrics`. Default: none. */
   readonly metrics?: readonly MetricsSource[];
+  /** For `/metrics/probes`. Default: none. */
+  readonly probeMetrics?: readonly MetricsSource[];
+  /** For exec, attach, run, port-forward and `/runningpods/`; without it they are not there. */
+  readonly streams?: Omit<StreamsOptions, 'pods'>;
+  /** For `/stats/summary`, `/metrics/resource` and `/metrics/cadvisor`; loaded with the first of these requests. */
+  readonly stats?: () => Promise<NodeStats>;
+  /** For `/configz`: a KubeletConfiguration without secrets. */
+  readonly configuration?: () => unknown;
+  /** The folder that `/logs/` shows; none: it is disabled. */
+  readonly systemLogs?: string;
+  /** False: nothing that looks into containers (enableDebuggingHandlers). Default true. */
+  readonly debugging?: boolean;
 }
 
 export interface NodeApi {
@@ -63,30 +79,73 @@ export async function startNodeApi(options: NodeApiOptions): Promise<NodeApi> {
   /** What the peer of each connection was verified with. */
   const verifiedWith = new WeakMap<Socket, string | undefined>();
 
-  const handle = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
+  /** Who asks, for what, and may they? Throws what the request is refused with. */
+  const admit = async (request: IncomingMessage, signal: AbortSignal): Promise<Target> => {
+    const target = parseTarget(request.url ?? '');
+    const user = await authenticator.authenticate(request, signal).catch((error: unknown) => {
+      if (isError(error, 'UNAUTHENTICATED')) throw error;
+      // Whoever nobody knows is not told of the apiserver either.
+      if (!signal.aborted) log.warn({ err: error }, 'a caller could not be authenticated');
+      throw new KeelsonError('UNAUTHENTICATED', 'the apiserver could not be asked', { cause: error });
+    });
+    await authorizer.authorize(user, attributesOf(request.method ?? '', target), signal);
+    return target;
+  };
+
+  /** Serves it or answers, by `respond`, with why not. `left` takes who is told that the caller has gone. */
+  const handle = async (
+    request: IncomingMessage,
+    respond: () => ServerResponse,
+    left: (listener: () => void) => void,
+    serve: (target: Target, signal: AbortSignal) => Promise<void>,
+  ): Promise<void> => {
     // Who was believed because of an authority that has been replaced must come again.
     if (verifiedWith.get(request.socket) !== authority) return void request.socket.destroy();
-    request.resume();
     const gone = new AbortController();
-    response.once('close', () => gone.abort());
     const stop = () => gone.abort();
+    left(stop);
     shutdown.signal.addEventListener('abort', stop);
     try {
-      const target = parseTarget(request.url ?? '');
-      const user = await authenticator.authenticate(request, gone.signal).catch((error: unknown) => {
-        if (isError(error, 'UNAUTHENTICATED')) throw error;
-        // Whoever nobody knows is not told of the apiserver either.
-        if (!gone.signal.aborted) log.warn({ err: error }, 'a caller could not be authenticated');
-        throw new KeelsonError('UNAUTHENTICATED', 'the apiserver could not be asked', { cause: error });
-      });
-      await authorizer.authorize(user, attributesOf(request.method ?? '', target), gone.signal);
-      await serve(options, request, response, routeOf(target), target, gone.signal);
+      await serve(await admit(request, gone.signal), gone.signal);
     } catch (error) {
-      if (!gone.signal.aborted) answerError(error, request, response, log);
-      else response.destroy();
+      if (!gone.signal.aborted) answerError(error, request, respond(), log);
+      else request.socket.destroy();
     } finally {
       shutdown.signal.removeEventListener('abort', stop);
     }
+  };
+
+  const onRequest = (request: IncomingMessage, response: ServerResponse): void => {
+    request.resume();
+    const left = (listener: () => void) => response.once('close', listener);
+    const serve = (target: Target, signal: AbortSignal) =>
+      servePlain(options, request, response, target, signal);
+    void handle(request, () => response, left, serve);
+  };
+
+  const upgraded = new Set<Duplex>();
+  /** A connection that shall become one of streams. */
+  const onUpgrade = (request: IncomingMessage, socket: Duplex, head: Buffer): void => {
+    upgraded.add(socket);
+    socket.on('error', () => {});
+    socket.once('close', () => upgraded.delete(socket));
+    /** Only a refusal is an answer in HTTP. */
+    const respond = () => {
+      const response = new ServerResponse(request);
+      response.shouldKeepAlive = false;
+      response.assignSocket(socket as Socket);
+      response.once('finish', () => socket.end(() => socket.destroy()));
+      return response;
+    };
+    const left = (listener: () => void) => socket.once('close', listener);
+    void handle(request, respond, left, async (target) => {
+      const route = routeOf(target);
+      if (route.kind !== 'streaming' || route.verb === 'run') {
+        throw new KeelsonError('NOT_FOUND', '404 page not found');
+      }
+      const { serveStream, streams } = await loadStreams(options, route.verb);
+      await serveStream(streams, route, target, request, socket, head);
+    });
   };
 
   const [{ createServer }, { constants }] = await Promise.all([import('node:https'), import('node:crypto')]);
@@ -106,9 +165,11 @@ export async function startNodeApi(options: NodeApiOptions): Promise<NodeApi> {
         requestCert: clientCaFile !== undefined,
         rejectUnauthorized: false, // Tokens are credentials too: who is whom is decided for each request.
         keepAliveTimeout: 90_000,
+        shouldUpgradeCallback: wantsStreams,
       },
-      (request, response) => void handle(request, response),
+      onRequest,
     );
+    server.on('upgrade', onUpgrade);
   } catch (error) {
     throw new KeelsonError(
       'CONFIG_INVALID',
@@ -143,114 +204,57 @@ export async function startNodeApi(options: NodeApiOptions): Promise<NodeApi> {
         shutdown.abort();
         server.close(() => resolve());
         server.closeAllConnections();
+        for (const socket of upgraded) socket.destroy();
       }),
   };
 }
 
-async function serve(
+/** Other upgrades (h2c) are passed over: such a request is answered as any other. */
+function wantsStreams(request: IncomingMessage): boolean {
+  return /^(?:websocket$|.*spdy\/3\.1)/i.test(request.headers.upgrade ?? '');
+}
+
+async function servePlain(
   options: NodeApiOptions,
   request: IncomingMessage,
   response: ServerResponse,
-  route: Route,
   target: Target,
   signal: AbortSignal,
 ): Promise<void> {
-  if (route.kind === 'streaming') {
-    throw new KeelsonError('UNIMPLEMENTED', `${route.verb} is not implemented by this node`);
+  const route = routeOf(target);
+  if (options.debugging === false && looksInside.includes(target.segments[0] ?? '')) {
+    return answerText(response, 405, 'Debug endpoints are disabled.\n');
   }
-  if (route.kind === 'unknown') throw new KeelsonError('NOT_FOUND', '404 page not found');
-  if (request.method !== 'GET') {
-    response.writeHead(405, { allow: 'GET', 'content-type': 'text/plain; charset=utf-8' });
-    response.end('Method Not Allowed');
-    return;
+  if (route.kind !== 'streaming') return serveRead(options, request, response, route, target, signal);
+  if (route.verb !== 'run') {
+    if (request.method !== 'GET' && request.method !== 'POST') {
+      return answerMethodNotAllowed(response, 'GET, POST');
+    }
+    throw new KeelsonError('INVALID_ARGUMENT', 'Upgrade request required');
   }
-  if (route.kind === 'healthz') {
-    if (!answerHealth(route.check, options.healthy(), response))
-      throw new KeelsonError('NOT_FOUND', '404 page not found');
-    return;
-  }
-  if (route.kind === 'pods') {
-    const list = { kind: 'PodList', apiVersion: 'v1', metadata: {}, items: options.pods() };
-    response.writeHead(200, { 'content-type': 'application/json' });
-    response.end(JSON.stringify(list));
-    return;
-  }
-  if (route.kind === 'metrics') {
-    const { contentType, metricsText } = await import('../metrics/text.ts');
-    const text = await metricsText(options.metrics ?? []);
-    response.writeHead(200, { 'content-type': contentType });
-    response.end(text);
-    return;
-  }
-  const logOptions = parseLogOptions(target.query, options.clock.now());
-  const log = await options.container(route.namespace, route.pod, route.container, logOptions.previous);
-  let begun = false;
-  const begin = () => {
-    if (begun) return;
-    begun = true;
-    response.writeHead(200, {
-      'content-type': 'text/plain; charset=utf-8',
-      'x-content-type-options': 'nosniff',
-    });
-    response.flushHeaders();
-  };
-  if (logOptions.follow) begin(); // Whoever follows a silent container must see that the stream stands.
-  await streamLog({
-    log,
-    options: logOptions,
-    signal,
-    write: async (chunk) => {
-      begin();
-      if (response.write(chunk) || signal.aborted) return;
-      await new Promise<void>((resolve) => {
-        const done = () => {
-          response.off('drain', done);
-          signal.removeEventListener('abort', done);
-          resolve();
-        };
-        response.on('drain', done);
-        signal.addEventListener('abort', done);
-      });
-    },
-  });
-  begin();
-  response.end();
+  if (request.method !== 'POST') return answerMethodNotAllowed(response, 'POST');
+  const { runCommand, streams } = await loadStreams(options, 'run');
+  answerJson(response, await runCommand(streams, route, target, signal));
 }
 
-/** HTTP status for `error`. */
-function statusOf(error: unknown): number {
-  if (!isError(error)) return 500;
-  const given = error.details['status'];
-  if (typeof given === 'number' && error.code === 'INVALID_ARGUMENT') return given;
-  switch (error.code) {
-    case 'INVALID_ARGUMENT':
-    case 'FAILED_PRECONDITION':
-      return 400;
-    case 'UNAUTHENTICATED':
-      return 401;
-    case 'PERMISSION_DENIED':
-      return 403;
-    case 'NOT_FOUND':
-      return 404;
-    case 'UNIMPLEMENTED':
-      return 501;
-    default:
-      return 500;
-  }
-}
+/** First segments of what kubelet serves only with enableDebuggingHandlers. */
+const looksInside = [
+  'run',
+  'exec',
+  'attach',
+  'portForward',
+  'containerLogs',
+  'runningpods',
+  'logs',
+  'configz',
+];
 
-function answerError(error: unknown, request: IncomingMessage, response: ServerResponse, log: Logger): void {
-  const status = statusOf(error);
-  const path = (request.url ?? '').split('?')[0];
-  if (status === 500) log.warn({ err: error, path }, "a request of the node's API failed");
-  else log.debug({ path, status, message: describe(error) }, "a request of the node's API was refused");
-  // Half of an answer must not look like a whole one.
-  if (response.headersSent) return void response.destroy();
-  const message = status === 401 ? 'Unauthorized' : error instanceof Error ? error.message : String(error);
-  response.writeHead(status, {
-    'content-type': 'text/plain; charset=utf-8',
-    'x-content-type-options': 'nosniff',
-    ...(status === 401 ? { 'www-authenticate': 'Bearer' } : {}),
-  });
-  response.end(message);
+/** What an agent that nobody runs kubectl exec on pays nothing for. Throws UNIMPLEMENTED where there are no streams. */
+async function loadStreams(options: NodeApiOptions, verb: string) {
+  const { streams, pods, debugging = true } = options;
+  if (streams === undefined || !debugging) {
+    throw new KeelsonError('UNIMPLEMENTED', `${verb} is not served by this node`);
+  }
+  const { serveStream, runCommand } = await import('./streams/serve.ts');
+  return { serveStream, runCommand, streams: { ...streams, pods } };
 }

@@ -29,3 +29,19 @@ export function parseDuration(text: string): number | undefined {
   if (total > longestMs) return undefined;
   return match[1] === '-' ? -total : total;
 }
+
+/** Milliseconds (not negative) as Go prints a time.Duration: `1m30s`, `4h0m0s`, `100ms`, `0s`. */
+export function printDuration(ms: number): string {
+  if (ms === 0) return '0s';
+  if (ms < 1) return ms < 1e-3 ? `${Math.round(ms * 1e6)}ns` : `${trim(ms * 1e3)}µs`;
+  if (ms < 1000) return `${trim(ms)}ms`;
+  const hours = Math.floor(ms / 3_600_000);
+  const minutes = Math.floor((ms % 3_600_000) / 60_000);
+  const seconds = trim((ms % 60_000) / 1000);
+  if (hours > 0) return `${hours}h${minutes}m${seconds}s`;
+  return minutes > 0 ? `${minutes}m${seconds}s` : `${seconds}s`;
+}
+
+function trim(value: number): string {
+  return String(Number(value.toFixed(6)));
+}

@@ -7,9 +7,14 @@ import type { Handlers } from './images.ts';
 import type { Kind, Verb } from './protocol.ts';
 import { amountOf, flagOf, type Request, textOf, textsOf } from './request.ts';
 
+/** The embedded runtime, or that of somebody else. */
+export type AskedRuntime = RuntimeService &
+  Omit<RuntimeStats, 'metricDescriptors' | 'listPodSandboxMetrics'> &
+  Pick<RuntimeDetails, 'containerInfo' | 'sandboxInfo'>;
+
 export interface RuntimeVerbsOptions {
   /** Undefined while the agent is starting. */
-  readonly runtime: () => (RuntimeService & RuntimeStats & RuntimeDetails) | undefined;
+  readonly runtime: () => AskedRuntime | undefined;
   /** Whoever hands out the URLs of streams. */
   readonly streaming: () => Promise<StreamingUrls>;
 }
@@ -176,11 +181,13 @@ export function runtimeVerbs({
     },
     async 'runtime/attach'(request) {
       const { id } = await findNamed('container', textOf(request, 'container'));
-      const { config } = (await running().containerInfo(id)) as {
+      const { config, runtimeSpec } = (await running().containerInfo(id)) as {
         config?: { tty?: boolean; stdin?: boolean };
+        runtimeSpec?: { process?: { terminal?: boolean } };
       };
-      const tty = config?.tty ?? false;
-      const stdin = (config?.stdin ?? false) && flagOf(request, 'stdin');
+      // Not every runtime tells the configuration (CRI-O): then the container may have an input.
+      const tty = config?.tty ?? runtimeSpec?.process?.terminal ?? false;
+      const stdin = (config === undefined || config.stdin === true) && flagOf(request, 'stdin');
       const urls = await streaming();
       return {
         url: await urls.attach({ containerId: id, stdin, stdout: true, stderr: !tty, tty }),

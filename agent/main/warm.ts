@@ -5,7 +5,12 @@ import { systemClock } from '../../runtime/host/clock.ts';
 
 /** Loads what is otherwise loaded when it is first needed. */
 export async function warmRest(): Promise<void> {
-  await loadModules();
+  await Promise.all([
+    loadModules(),
+    import('../api/streams/serve.ts'),
+    import('../api/reads/running_pods.ts'),
+    import('../api/stats/make.ts'),
+  ]);
 }
 
 /** Starts an unpack thread for a moment, so that its compiled code is kept as well as ours. */

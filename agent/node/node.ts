@@ -7,6 +7,7 @@ import { backoffDelay } from '../apiserver/backoff.ts';
 import { apiStatus } from '../apiserver/client.ts';
 import { type Reflector, reflect } from '../apiserver/reflector.ts';
 import type { ApiserverClient, EventRecorder, KubeObject, Node } from '../apiserver/types.ts';
+import { declaredFeatures } from './declared_features.ts';
 import type { FactsReader, NodeFacts } from './facts.ts';
 import { keepLease, type LeaseKeeper } from './lease.ts';
 import { assessPressure, type PressureSeen } from './pressure.ts';
@@ -64,6 +65,7 @@ export function startNode(options: NodeOptions): NodeHandle {
   const path = `/api/v1/nodes/${nodeName}`;
   const about = { apiVersion: 'v1', kind: 'Node', metadata: { name: nodeName } };
   const report = makeRuntimeReporter({ runtime: options.runtime, images: options.images, clock });
+  const features = declaredFeatures(config);
   const controller = new AbortController();
   const { signal } = controller;
   const registered = Promise.withResolvers<void>();
@@ -164,6 +166,7 @@ export function startNode(options: NodeOptions): NodeHandle {
         kubeletVersion: options.kubeletVersion,
         handlers: options.handlers ?? [],
         notReady: options.notReady?.(),
+        declaredFeatures: features,
         nowMs: clock.now(),
       });
     let status = compute(observed?.status);

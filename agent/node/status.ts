@@ -19,6 +19,8 @@ export interface StatusInput {
   readonly handlers: readonly string[];
   /** Why the node takes no pods although its runtime would, such as a shutdown. */
   readonly notReady?: string;
+  /** Sorted; the same for the life of the process. */
+  readonly declaredFeatures?: readonly string[];
   readonly nowMs: number;
 }
 
@@ -69,6 +71,7 @@ export function nodeStatus(input: StatusInput): NodeStatusNow {
       name,
       features: { recursiveReadOnlyMounts: false, userNamespaces: false },
     })) as NodeStatusNow['runtimeHandlers'],
+    ...(input.declaredFeatures?.length ? { declaredFeatures: [...input.declaredFeatures] } : {}),
   };
 }
 
@@ -163,7 +166,10 @@ function listedImages(
 
 /** True when more than heartbeat times differs. */
 export function statusChanged(before: NodeStatusNow | undefined, after: NodeStatusNow): boolean {
-  return Object.keys(statusPatch(before, after, false)).length > 0;
+  // Declared features cannot change after the start, when the status is written in any case. An apiserver that does not
+  // know them yet drops them, which must not have the status written again and again.
+  const { declaredFeatures: _, ...patch } = statusPatch(before, after, false);
+  return Object.keys(patch).length > 0;
 }
 
 /**
@@ -179,6 +185,9 @@ export function statusPatch(
   const patch: Record<string, unknown> = {};
   for (const name of ['daemonEndpoints', 'nodeInfo', 'images', 'runtimeHandlers'] as const) {
     if (!same(before?.[name], after[name])) patch[name] = after[name];
+  }
+  if (!same(before?.declaredFeatures ?? [], after.declaredFeatures ?? [])) {
+    patch['declaredFeatures'] = after.declaredFeatures ?? null;
   }
   if (before?.nodeInfo?.swap !== undefined && after.nodeInfo?.swap === undefined) {
     patch['nodeInfo'] = { ...after.nodeInfo, swap: null };

@@ -21,6 +21,7 @@ export type NodeConfig = Pick<
   | 'registerWithTaints'
   | 'providerID'
   | 'enableServer'
+  | 'enableDebuggingHandlers'
   | 'port'
 > & { readonly keelson: Pick<AgentConfig['keelson'], 'hostnameOverride' | 'nodeLabels'> };
 
@@ -37,4 +38,5 @@ export interface RuntimeReport {
 /** Fields of core/v1 that are newer than the types that we have. */
 export interface NodeStatusNow extends NodeStatus {
   nodeInfo?: NodeStatus['nodeInfo'] & { swap?: { capacity: number } };
+  declaredFeatures?: string[];
 }

@@ -2,7 +2,7 @@
  * The container runtime of somebody else (containerd, CRI-O, another keelson) as the interfaces of runtime/api.ts: the CRI
  * v1 spoken over its unix socket.
  */
-import type { ImageService, RuntimeService } from '../api.ts';
+import type { ImageService, RuntimeDetails, RuntimeService, RuntimeStats } from '../api.ts';
 import type { Clock } from '../host/clock.ts';
 import { isError, KeelsonError } from '../host/errors.ts';
 import type { Logger } from '../host/log.ts';
@@ -22,8 +22,13 @@ export interface CriClientOptions {
   readonly log: Logger;
 }
 
+/** `metricDescriptors` and `listPodSandboxMetrics` throw UNIMPLEMENTED for runtimes that are older than the calls. */
+export type ForeignRuntimeService = RuntimeService &
+  RuntimeStats &
+  Pick<RuntimeDetails, 'containerInfo' | 'sandboxInfo'>;
+
 export interface CriClient {
-  readonly runtime: RuntimeService;
+  readonly runtime: ForeignRuntimeService;
   readonly images: ImageService;
   /** The driver that the runtime was set up with; undefined where it does not say. */
   cgroupDriver(): Promise<'cgroupfs' | 'systemd' | undefined>;

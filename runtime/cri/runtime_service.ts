@@ -213,7 +213,7 @@ export function makeRuntimeHandlers({
       sendInParts('PodSandboxStats', await sandboxStats(filter, call.signal), (part) =>
         call.send({ podSandboxStats: part }),
       ),
-    ListMetricDescriptors: async () => ({ descriptors: runtime.metricDescriptors() }),
+    ListMetricDescriptors: async () => ({ descriptors: await runtime.metricDescriptors() }),
     ListPodSandboxMetrics: async (_request, { signal }) => ({ podMetrics: await metrics(signal) }),
     StreamPodSandboxMetrics: async (_request, call) =>
       sendInParts('PodSandboxMetrics', await metrics(call.signal), (part) =>

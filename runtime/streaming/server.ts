@@ -95,7 +95,7 @@ export function makeStreaming(options: StreamingOptions): StreamingServer {
           wanted: session,
           async run(streams, gone) {
             try {
-              await runtime.attach(session.containerId, streams, gone);
+              await runtime.attach(session.containerId, { ...streams, tty: session.tty }, gone);
               return { exitCode: 0 };
             } catch (error) {
               return { error, doing: 'attaching to container' };

@@ -46,6 +46,11 @@ export interface SpdyOptions {
   readonly clock: Clock;
   /** The session is closed when no frame came or went for so long. */
   readonly idleMs: number;
+  /**
+   * A stream that the peer resets ends after what it has sent, and only then fails. Servers written in Go reset all
+   * streams when they have said what they had to.
+   */
+  readonly endOnReset?: boolean;
 }
 
 interface Entry extends SpdyStream {
@@ -267,8 +272,11 @@ export function makeSpdySession(options: SpdyOptions): SpdySession {
     reset({ id }) {
       const entry = streams.get(id);
       if (entry === undefined) return;
+      const broken = () => entry.io.destroy(new KeelsonError('ABORTED', 'the peer broke the stream off'));
       forget(entry);
-      entry.io.destroy(new KeelsonError('ABORTED', 'the peer broke the stream off'));
+      if (options.endOnReset !== true || entry.io.readableEnded) return void broken();
+      entry.io.once('end', broken);
+      if (!entry.ended.theirs) endTheirs(entry);
     },
     settings({ values }) {
       const size = values.get(initialWindowSetting);

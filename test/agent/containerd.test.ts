@@ -1,11 +1,20 @@
 /** The agent on containerd: static pods and an apiserver's, both restarted in the middle, nothing left at the end. */
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
 import { readFile, rm, writeFile } from 'node:fs/promises';
+import { request } from 'node:https';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { text } from 'node:stream/consumers';
 import { type TestContext, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import type { Node, Pod } from 'kubernetes-types/core/v1.js';
+import { WebSocket } from 'ws';
 import { makeCriClient } from '../../runtime/cri/client.ts';
 import { systemClock } from '../../runtime/host/clock.ts';
+import { exec } from '../../runtime/host/exec.ts';
 import { listFolder } from '../../runtime/host/files.ts';
 import { makeLogger } from '../../runtime/host/log.ts';
 import { type DevApiserver, startDevApiserver } from '../peers/apiserver.ts';
@@ -56,7 +65,11 @@ async function setStage(t: TestContext): Promise<Stage> {
       await writeFile(file, JSON.stringify(kubeconfig), { mode: 0o600 });
       return file;
     },
-    config: { nodeStatusUpdateFrequency: '1s' },
+    config: {
+      nodeStatusUpdateFrequency: '1s',
+      authentication: { anonymous: { enabled: true } },
+      authorization: { mode: 'AlwaysAllow' },
+    },
   });
   const containerd = await prepareContainerd(programs, {
     folder: join(node.paths.folder, 'c'),
@@ -172,6 +185,8 @@ test('the agent runs pods on containerd', { skip, timeout: 300_000 }, async (t) 
     assert.match(imageID, /@sha256:[0-9a-f]{64}$/);
   }
 
+  await streams(node, 'default/web');
+
   await create(
     makePod('crasher', {
       restartPolicy: 'Never',
@@ -226,3 +241,89 @@ test('the agent runs pods on containerd', { skip, timeout: 300_000 }, async (t) 
   ).catch((error: unknown) => assert.fail(`left behind:\n${left.join('\n')}\n${String(error)}`));
   assert.ok((await client.images.imageStatus({ image })) !== undefined, 'images stay');
 });
+
+const cli = fileURLToPath(new URL('../../agent/cli.ts', import.meta.url));
+
+/** GET. */
+function read(url: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const sent = request(url, { rejectUnauthorized: false, agent: false }, (response) => {
+      text(response).then(resolve, reject);
+    });
+    sent.on('error', reject);
+    sent.end();
+  });
+}
+
+/** The command line's verbs, streams among them, reach into containerd. */
+async function streams(node: TestNode, pod: string): Promise<void> {
+  const run = async (args: readonly string[], input?: Buffer) =>
+    exec(process.execPath, [cli, args[0]!, '--config', node.paths.configFile, ...args.slice(1)], {
+      input,
+      deadlineMs: 60_000,
+      okCodes: 'any',
+      maxOutput: 32 << 20,
+      env: { PATH: process.env['PATH']!, HOME: node.paths.folder },
+    });
+  const both = await run(['exec', `${pod}/server`, '--', 'sh', '-c', 'echo out; echo err >&2; exit 7']);
+  assert.deepEqual([both.code, both.stdout.toString(), both.stderr], [7, 'out\n', 'err\n']);
+  const bytes = randomBytes(4 << 20);
+  const cat = await run(['exec', '-i', `${pod}/server`, '--', 'cat'], bytes);
+  assert.equal(cat.code, 0, cat.stderr);
+  assert.ok(cat.stdout.equals(bytes));
+  const missing = await run(['exec', `${pod}/server`, '--', 'no-such-program']);
+  assert.notEqual(missing.code, 0);
+  assert.match(missing.stderr, /no-such-program/);
+  const listed = await run(['ps', '--json']);
+  assert.match(listed.stdout.toString(), /"name":\s*"server"/);
+  const stats = await run(['stats', '--json']);
+  assert.equal(stats.code, 0, stats.stderr);
+  assert.match(stats.stdout.toString(), /"workingSet":\s*\d+/);
+  const inspected = await run(['inspect', `${pod}/server`]);
+  assert.equal(inspected.code, 0, inspected.stderr);
+  assert.match(inspected.stdout.toString(), /runtimeSpec/);
+  const logged = await run(['logs', `${pod}/idler`]);
+  assert.deepEqual([logged.code, logged.stdout.toString()], [0, '']);
+
+  // The node's own API, over a WebSocket: what the runtime does not speak is translated.
+  const query = 'output=1&error=1&command=sh&command=-c&command=echo+out%3B+exit+3';
+  const path = `wss://127.0.0.1:${node.ports.api}/exec/${pod}/server?${query}`;
+  const socket = new WebSocket(path, 'v5.channel.k8s.io', { rejectUnauthorized: false });
+  const channels = new Map<number, string>();
+  socket.on('message', (message: Buffer) => {
+    channels.set(message[0]!, (channels.get(message[0]!) ?? '') + message.subarray(1).toString());
+  });
+  await once(socket, 'close', { signal: AbortSignal.timeout(30_000) });
+  assert.equal(channels.get(1), 'out\n');
+  assert.match(channels.get(3)!, /"reason":"ExitCode","message":"3"/);
+  const summary = JSON.parse(await read(`https://127.0.0.1:${node.ports.api}/stats/summary`)) as {
+    pods: { podRef: { name: string }; containers: { name: string; memory: { workingSetBytes: number } }[] }[];
+  };
+  const web = summary.pods.find(({ podRef }) => podRef.name === 'web');
+  assert.ok(web!.containers.every(({ memory }) => memory.workingSetBytes > 0));
+  assert.match(
+    await read(`https://127.0.0.1:${node.ports.api}/metrics/cadvisor`),
+    /^machine_cpu_cores \d+$/m,
+  );
+
+  const forwarding = spawn(
+    process.execPath,
+    [cli, 'port-forward', '--config', node.paths.configFile, '--json', pod, '0:8080'],
+    { stdio: ['ignore', 'pipe', 'inherit'] },
+  );
+  try {
+    const [line] = (await once(createInterface(forwarding.stdout), 'line', {
+      signal: AbortSignal.timeout(30_000),
+    })) as [string];
+    const { local } = JSON.parse(line) as { local: number };
+    const pages = Array.from({ length: 3 }, async () => {
+      const page = await fetch(`http://127.0.0.1:${local}/index.html`, {
+        signal: AbortSignal.timeout(30_000),
+      });
+      return page.text();
+    });
+    assert.deepEqual(await Promise.all(pages), Array(3).fill('of containerd\n'));
+  } finally {
+    forwarding.kill('SIGKILL');
+  }
+}

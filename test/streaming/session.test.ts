@@ -226,3 +226,26 @@ test('a peer that vanishes ends everything; a silent session ends by itself', as
     await server.closed;
   }
 });
+
+test('a client of a server that resets its streams in the end gets all that was sent', async () => {
+  const [near, far] = duplexPair();
+  const client = makeSpdySession({
+    ...{ carrier: near, server: false, clock: handClock(0), idleMs: 60_000, endOnReset: true },
+    onStream: () => false,
+  });
+  const peer = makePeer(far);
+  const { io, id } = client.open(type('stdout'));
+  const failed = new Promise<unknown>((resolve) => io.once('error', resolve));
+  await peer.until((frame) => frame.type === 'syn-stream');
+  const data = Buffer.alloc(150 << 10, 'x');
+  peer.send(
+    { type: 'syn-reply', id, fin: false, headers: new Map() },
+    { type: 'data', id, fin: false, data },
+    { type: 'reset', id, status: 5 },
+    { type: 'goaway', last: id, status: 0 },
+  );
+  far.end();
+  await client.closed;
+  assert.ok((await collect(io)).equals(data));
+  assert.ok(isError(await failed, 'ABORTED'));
+});

@@ -3,8 +3,8 @@ import { createServer, type Server, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { abortError, describe, KeelsonError } from '../../../runtime/host/errors.ts';
+import { connectStreams } from '../../../runtime/streaming/client/connect.ts';
 import type { SpdySession } from '../../../runtime/streaming/session.ts';
-import { connectStreams } from './connect.ts';
 
 export interface Forward {
   readonly ports: readonly { readonly local: number; readonly remote: number }[];

@@ -4,10 +4,10 @@ import { once } from 'node:events';
 import type { Duplex } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { pipeline } from 'node:stream/promises';
+import { connectStreams } from '../../../runtime/streaming/client/connect.ts';
+import { exitCodeOf } from '../../../runtime/streaming/client/status.ts';
 import type { SpdySession } from '../../../runtime/streaming/session.ts';
-import { connectStreams } from './connect.ts';
 import { makeDetach } from './detach.ts';
-import { exitCodeOf } from './status.ts';
 
 export interface RemoteCommand {
   readonly url: string;

@@ -16,8 +16,10 @@ import {
 import type { Channel } from './channel.ts';
 import { containerConfigTo, sandboxConfigTo, secondsTo } from './requests.ts';
 import { remembered, withMemory, withoutMemory } from './sandbox_memory.ts';
+import { makeRemoteStats, type RemoteStats } from './stats.ts';
+import { makeRemoteStreams } from './streams.ts';
 
-export type RemoteRuntime = Omit<RuntimeService, 'containerEvents'>;
+export type RemoteRuntime = Omit<RuntimeService, 'containerEvents'> & RemoteStats;
 
 /** `timeoutMs`: of every call, besides what the call itself is told to wait; of a sandbox twice as long, as with kubelet. */
 export function makeRemoteRuntime({ call }: Channel, timeoutMs: number): RemoteRuntime {
@@ -60,9 +62,6 @@ export function makeRemoteRuntime({ call }: Channel, timeoutMs: number): RemoteR
       if (!isError(error, 'NOT_FOUND')) throw error;
     }
   };
-  const notStreamed = (what: string) => () =>
-    Promise.reject(new KeelsonError('UNIMPLEMENTED', `${what} does not reach other container runtimes yet`));
-
   return {
     async version() {
       const { runtimeName, runtimeVersion } = await call('Version', {}, within());
@@ -128,8 +127,7 @@ export function makeRemoteRuntime({ call }: Channel, timeoutMs: number): RemoteR
       const deadlineMs = timeout === 0 ? undefined : timeout + timeoutMs;
       return execResultOf(await call('ExecSync', request, { deadlineMs, signal }));
     },
-    exec: notStreamed('exec'),
-    attach: notStreamed('attach'),
-    portForward: notStreamed('port forwarding'),
+    ...makeRemoteStreams(call, within),
+    ...makeRemoteStats(call, within, sandboxIdOf),
   };
 }

@@ -29,6 +29,7 @@ import type { Pod } from '../../../agent/apiserver/types.ts';
 import { systemClock } from '../../../runtime/host/clock.ts';
 import { isError } from '../../../runtime/host/errors.ts';
 import { makeLogger } from '../../../runtime/host/log.ts';
+import type { StreamHandlers } from '../../../runtime/streaming/types.ts';
 import { type Review, reviewClient } from './reviews.ts';
 
 const line = (content: string) => `2026-10-06T00:00:00.000000001Z stdout F ${content}\n`;
@@ -303,26 +304,64 @@ test('a token that cannot be reviewed is refused, without a word on the apiserve
   assert.equal(body, 'Unauthorized');
 });
 
-test('exec, attach, run and portForward are authorized as create and not implemented', async (t) => {
-  const { get, asked } = await api(t);
-  const upgrade = {
-    connection: 'Upgrade',
-    upgrade: 'websocket',
-    'sec-websocket-version': '13',
-    'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==',
+const webSocket = {
+  connection: 'Upgrade',
+  upgrade: 'websocket',
+  'sec-websocket-version': '13',
+  'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==',
+};
+const spdy = { connection: 'Upgrade', upgrade: 'SPDY/3.1' };
+
+/** A runtime with one running container, and streams that only tell what they were asked for. */
+function streams() {
+  const asked: object[] = [];
+  const take =
+    (verb: string): StreamHandlers['exec'] & StreamHandlers['portForward'] =>
+    async (_request, socket, _head, session: object) => {
+      asked.push({ verb, ...session });
+      socket.end('HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n');
+    };
+  const running = {
+    id: 'c1',
+    podSandboxId: 's1',
+    metadata: { name: 'app', attempt: 0 },
+    image: 'i',
+    createdAt: 1,
+    labels: { 'io.kubernetes.pod.uid': 'u1', 'io.kubernetes.container.name': 'app' },
   };
-  for (const path of [
-    '/exec/shop/web/app?command=sh',
-    '/attach/shop/web/u1/app',
-    '/run/shop/web/app',
-    '/portForward/shop/web',
-  ]) {
-    for (const options of [{ method: 'POST' }, { method: 'GET', headers: upgrade }]) {
+  const runtime = {
+    listContainers: async ({ labels = {} }: { labels?: Record<string, string> } = {}) =>
+      Object.entries(labels).every(
+        ([key, value]) => (running.labels as Record<string, string>)[key] === value,
+      )
+        ? [running, { ...running, id: 'older', createdAt: 0 }]
+        : [],
+    listPodSandbox: async () => [
+      { id: 's1', createdAt: 1, metadata: { name: 'web', namespace: 'shop', uid: 'u1' } },
+    ],
+    execSync: async (_id: string, [first]: readonly string[]) => ({
+      stdout: Buffer.from('out'),
+      stderr: Buffer.from('err'),
+      exitCode: first === 'false' ? 1 : 0,
+    }),
+  };
+  const handlers = { exec: take('exec'), attach: take('attach'), portForward: take('portForward') };
+  return {
+    asked,
+    options: { runtime, handlers: async () => handlers } as unknown as NonNullable<NodeApiOptions['streams']>,
+  };
+}
+
+test('exec, attach, run and portForward are authorized as create, and not there without a runtime', async (t) => {
+  const { get, asked } = await api(t);
+  for (const path of ['/exec/shop/web/app?command=sh', '/attach/shop/web/u1/app', '/portForward/shop/web']) {
+    for (const options of [{ method: 'POST', headers: spdy }, { headers: webSocket }]) {
       const { status, body } = await get(path, options);
       assert.equal(status, 501, path);
-      assert.match(body, /is not implemented by this node/);
+      assert.match(body, /is not served by this node/);
     }
   }
+  assert.equal((await get('/run/shop/web/app?cmd=x', { method: 'POST' })).status, 501);
   assert.deepEqual(
     [
       ...new Set(
@@ -331,8 +370,181 @@ test('exec, attach, run and portForward are authorized as create and not impleme
     ],
     ['create proxy'],
   );
-  const refused = await api(t, {}, ({ spec }) => ({ allowed: spec.resourceAttributes!.verb === 'get' }));
-  assert.equal((await refused.get('/exec/shop/web/app', { headers: upgrade })).status, 403);
+  const { options, asked: served } = streams();
+  const refused = await api(t, { streams: options }, ({ spec }) => ({
+    allowed: spec.resourceAttributes!.verb === 'get',
+  }));
+  for (const headers of [webSocket, spdy]) {
+    for (const method of ['GET', 'POST', 'PUT', 'HEAD']) {
+      const answer = await refused.get('/exec/shop/web/app?command=sh&output=1', { headers, method });
+      assert.equal(answer.status, 403, method);
+    }
+  }
+  assert.equal((await refused.get('/exec/shop/web/app', { ...nobody, headers: webSocket })).status, 401);
+  assert.deepEqual(served, []);
+});
+
+test('streams: what reaches the runtime, and what is wrong', async (t) => {
+  const { options, asked } = streams();
+  const { get, send, server } = await api(t, { streams: options });
+  const upgrade = (path: string, headers: Record<string, string> = spdy) =>
+    new Promise<number>((resolve, reject) => {
+      const sent = request({
+        host: '127.0.0.1',
+        port: server.port,
+        path,
+        headers,
+        agent: false,
+        rejectUnauthorized: false,
+        cert: apiserver.cert,
+        key: apiserver.key,
+      });
+      sent.on('upgrade', (response, socket) => {
+        socket.destroy();
+        resolve(response.statusCode!);
+      });
+      sent.on('response', (response) => {
+        response.resume();
+        resolve(response.statusCode!);
+      });
+      sent.on('error', reject);
+      sent.end();
+    });
+  const none = { stdin: false, stdout: false, stderr: false, tty: false };
+  const cases: readonly (readonly [string, object])[] = [
+    [
+      '/exec/shop/web/app?command=a&command=b%20c&input=1&output=1&error=1',
+      {
+        verb: 'exec',
+        ...none,
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        containerId: 'c1',
+        command: ['a', 'b c'],
+      },
+    ],
+    [
+      '/exec/shop/web/u1/app?command=a&output=1&error=1&tty=1&input=true',
+      { verb: 'exec', ...none, stdout: true, tty: true, containerId: 'c1', command: ['a'] },
+    ],
+    [
+      '/attach/shop/web/app?output=1&error=1&tty=1',
+      { verb: 'attach', ...none, stdout: true, containerId: 'c1' },
+    ],
+    ['/portForward/shop/web', { verb: 'portForward', podSandboxId: 's1', ports: [] }],
+    ['/portForward/shop/web/u1', { verb: 'portForward', podSandboxId: 's1', ports: [] }],
+  ];
+  for (const [path, wanted] of cases) {
+    assert.equal(await upgrade(path), 101, path);
+    assert.deepEqual(asked.pop(), wanted, path);
+  }
+  assert.equal(await upgrade('/portForward/shop/web?port=80,443&port=1', webSocket), 101);
+  assert.deepEqual(asked.pop(), { verb: 'portForward', podSandboxId: 's1', ports: [80, 443, 1] });
+  assert.equal(
+    await upgrade('/portForward/shop/web', {
+      ...webSocket,
+      'sec-websocket-protocol': 'SPDY/3.1+portforward.k8s.io',
+    }),
+    101,
+  );
+  asked.pop();
+  for (const [path, headers, status, body] of [
+    ['/exec/shop/none/app?command=a&output=1', spdy, 404, 'pod does not exist'],
+    ['/exec/shop/web/new?command=a&output=1', spdy, 400, 'container not found ("new")'],
+    ['/exec/shop/web/other/app?command=a&output=1', spdy, 400, 'container not found ("app")'],
+    ['/exec/shop/web/app?command=a', spdy, 400, 'you must specify at least 1 of stdin, stdout, stderr'],
+    ['/exec/shop/web/app?output=1', spdy, 400, 'you must specify a command'],
+    ['/exec/shop/web/app?command=a&output=1', {}, 400, 'Upgrade request required'],
+    [
+      '/exec/shop/web/app?command=a&output=1',
+      { connection: 'upgrade', upgrade: 'h2c' },
+      400,
+      'Upgrade request required',
+    ],
+    ['/attach/shop/web/new?output=1', spdy, 400, 'container new not found in pod web_shop'],
+    ['/portForward/shop/web/other', spdy, 404, 'pod not found'],
+    ['/portForward/shop/web', webSocket, 400, 'query parameter "port" is required'],
+    ['/portForward/shop/web?port=', webSocket, 400, 'query parameter "port" cannot be empty'],
+    ['/portForward/shop/web?port=0', webSocket, 400, 'port "0" must be > 0'],
+    ['/portForward/shop/web?port=65536', webSocket, 400, 'unable to parse "65536" as a port'],
+    [
+      `/portForward/shop/web?port=${'1,'.repeat(200)}1`,
+      webSocket,
+      400,
+      'at most 100 ports can be forwarded at once',
+    ],
+    ['/run/shop/web/app?cmd=x', webSocket, 404, '404 page not found'],
+    ['/pods', webSocket, 404, '404 page not found'],
+    ['/exec/../pods', webSocket, 400, 'the path of the request is not valid'],
+  ] as const) {
+    const answer = await get(path, { headers });
+    assert.deepEqual([answer.status, answer.body], [status, body], path);
+  }
+  assert.deepEqual(asked, []);
+  const ran = await get('/run/shop/web/app?cmd=a%20b', { method: 'POST' });
+  assert.deepEqual([ran.status, ran.body], [200, 'outerr']);
+  const failed = await get('/run/shop/web/app?cmd=false', { method: 'POST' });
+  assert.deepEqual([failed.status, failed.body], [500, "command 'false' exited with 1: err"]);
+  assert.equal((await get('/run/shop/web/app?cmd=a')).status, 405);
+  assert.equal((await send('/exec/shop/web/app', { method: 'DELETE' })).statusCode, 405);
+});
+
+test('connections that are left open in the middle of an upgrade end with the API', async (t) => {
+  const { options } = streams();
+  let entered = () => {};
+  const inside = new Promise<void>((resolve) => {
+    entered = resolve;
+  });
+  const hanging = async () => {
+    entered();
+    return new Promise<never>(() => {});
+  };
+  const { server } = await api(t, { streams: { ...options, handlers: hanging } });
+  const sent = request({
+    host: '127.0.0.1',
+    port: server.port,
+    path: '/exec/shop/web/app?command=a&output=1',
+    headers: spdy,
+    agent: false,
+    rejectUnauthorized: false,
+    cert: apiserver.cert,
+    key: apiserver.key,
+  });
+  const ended = new Promise<void>((resolve) => sent.once('error', () => resolve()));
+  sent.end();
+  await inside;
+  await server.close();
+  await ended;
+});
+
+test('configuration, system logs and what is switched off', async (t) => {
+  const logs = mkdtempSync(join(folder, 'logs-'));
+  writeFileSync(join(logs, 'a&b.log'), 'content\n');
+  writeFileSync(join(logs, 'empty'), '');
+  const { get } = await api(t, {
+    configuration: () => ({ kind: 'KubeletConfiguration' }),
+    systemLogs: logs,
+  });
+  assert.deepEqual(JSON.parse((await get('/configz')).body), {
+    kubeletconfig: { kind: 'KubeletConfiguration' },
+  });
+  assert.equal((await get('/logs/a&b.log')).body, 'content\n');
+  assert.deepEqual(await get('/logs/empty'), { status: 200, body: '', type: 'text/plain; charset=utf-8' });
+  const page = await get('/logs/');
+  assert.match(page.body, /<pre>\n<a href="a&b\.log">a&#38;b\.log<\/a>\n<a href="empty">empty<\/a>\n<\/pre>/);
+  assert.equal((await get('/logs')).status, 301);
+  for (const path of ['/logs/none', '/logs/empty/x', '/logs/%2e%2e/x', '/logs/a%2fb']) {
+    assert.ok([400, 404].includes((await get(path)).status!), path);
+  }
+  const closed = await api(t, { debugging: false, streams: streams().options, systemLogs: logs });
+  for (const path of ['/logs/', '/containerLogs/shop/web/app', '/runningpods/', '/exec/shop/web/app']) {
+    assert.deepEqual([path, (await closed.get(path)).status], [path, 405]);
+  }
+  assert.equal((await closed.get('/exec/shop/web/app?output=1&command=a', { headers: spdy })).status, 501);
+  assert.equal((await closed.get('/pods')).status, 200);
+  const without = await api(t);
+  assert.deepEqual((await without.get('/logs/')).status, 405);
 });
 
 test('logs: whole, with options, and the words of what is wrong', async (t) => {

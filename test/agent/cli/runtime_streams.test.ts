@@ -8,8 +8,8 @@ import { test } from 'node:test';
 import { splitCommand } from '../../../agent/cli/containers/exec.ts';
 import { readPorts } from '../../../agent/cli/containers/port_forward.ts';
 import { makeDetach } from '../../../agent/cli/streams/detach.ts';
-import { exitCodeOf } from '../../../agent/cli/streams/status.ts';
 import { isError } from '../../../runtime/host/errors.ts';
+import { exitCodeOf } from '../../../runtime/streaming/client/status.ts';
 import { cannotRun } from '../../runtime/machine.ts';
 import { ended, lastLine, said, stage } from './runtime_stage.ts';
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { parseDuration } from '../../../agent/config/duration.ts';
+import { parseDuration, printDuration } from '../../../agent/config/duration.ts';
 import { editDistance, nearest } from '../../../agent/config/nearest.ts';
 
 test('durations in the syntax of Go', () => {
@@ -51,4 +51,23 @@ test('distance counts insertions, deletions, replacements and swaps', () => {
   assert.equal(editDistance('', 'abc'), 3);
   assert.deepEqual(nearest('prot', ['port', 'address']), { name: 'port', distance: 1 });
   assert.equal(nearest('x', []), undefined);
+});
+
+test('durations are printed as Go prints them', () => {
+  for (const text of [
+    '0s',
+    '1s',
+    '1.5s',
+    '10s',
+    '1m0s',
+    '1m30s',
+    '4h0m0s',
+    '100h0m1s',
+    '100ms',
+    '1.5ms',
+    '250µs',
+    '5ns',
+  ]) {
+    assert.equal(printDuration(parseDuration(text)!), text);
+  }
 });

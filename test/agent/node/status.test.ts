@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { declaredFeatures } from '../../../agent/node/declared_features.ts';
 import { assessPressure, thresholdValue } from '../../../agent/node/pressure.ts';
 import { metadataPatch, nodeObject } from '../../../agent/node/registration.ts';
 import { nodeResources } from '../../../agent/node/resources.ts';
@@ -282,4 +283,18 @@ test('same compares as JSON does', () => {
     [undefined, {}],
   ])
     assert.ok(!same(a, b));
+});
+
+test('declared features are written once, also where the apiserver does not keep them', () => {
+  const served = { enableServer: true, enableDebuggingHandlers: true };
+  assert.deepEqual(declaredFeatures(served), ['ExtendWebSocketsToKubelet']);
+  assert.deepEqual(declaredFeatures({ ...served, enableServer: false }), []);
+  assert.deepEqual(declaredFeatures({ ...served, enableDebuggingHandlers: false }), []);
+  const plain = compute();
+  assert.equal('declaredFeatures' in plain, false);
+  const declaring = compute({ declaredFeatures: declaredFeatures(served) });
+  assert.deepEqual(statusPatch(plain, declaring, false), { declaredFeatures: ['ExtendWebSocketsToKubelet'] });
+  assert.equal(statusChanged(plain, declaring), false, 'a reason to write');
+  assert.deepEqual(statusPatch(declaring, declaring, false), {});
+  assert.deepEqual(statusPatch(declaring, plain, false), { declaredFeatures: null });
 });

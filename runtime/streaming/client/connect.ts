@@ -1,20 +1,28 @@
-/** The command line's end of a stream: SPDY/3.1 to the URL that the agent gave, as clients of the CRI speak it. */
+/**
+ * The client's end of streams: SPDY/3.1 to the URL that a streaming server gave, as clients of the CRI speak it.
+ * For the command line, and for runtimes of somebody else.
+ */
 import { request } from 'node:http';
-import { systemClock } from '../../../runtime/host/clock.ts';
-import { abortError, KeelsonError } from '../../../runtime/host/errors.ts';
-import { makeSpdySession, type SpdySession } from '../../../runtime/streaming/session.ts';
+import { systemClock } from '../../host/clock.ts';
+import { abortError, KeelsonError } from '../../host/errors.ts';
+import { makeSpdySession, type SpdySession } from '../session.ts';
 
 /** The server has a limit of its own. */
 const idleMs = 24 * 3600_000;
 
-/** Connects; `signal` also ends the connection later. Throws UNAVAILABLE, ABORTED. */
-export function connectStreams(url: string, protocol: string, signal: AbortSignal): Promise<SpdySession> {
+/** Connects; `signal` also ends the connection later. `endOnReset`: of the session. Throws UNAVAILABLE, ABORTED. */
+export function connectStreams(
+  url: string,
+  protocol: string,
+  signal: AbortSignal,
+  options: { readonly endOnReset?: boolean } = {},
+): Promise<SpdySession> {
   return new Promise((resolve, reject) => {
     const refused = (why: string, cause?: unknown) =>
       reject(
         signal.aborted
           ? abortError(signal, 'the connection')
-          : new KeelsonError('UNAVAILABLE', `the streaming server of the agent does not answer: ${why}`, {
+          : new KeelsonError('UNAVAILABLE', `the streaming server does not answer: ${why}`, {
               cause,
             }),
       );
@@ -37,6 +45,7 @@ export function connectStreams(url: string, protocol: string, signal: AbortSigna
         onStream: () => false,
         clock: systemClock,
         idleMs,
+        ...options,
       });
       const leave = () => session.destroy();
       signal.addEventListener('abort', leave, { once: true });

@@ -1,7 +1,7 @@
 /** How a remote command ended: the metav1.Status on its error stream. Pure. */
-import { KeelsonError } from '../../../runtime/host/errors.ts';
+import { KeelsonError } from '../../host/errors.ts';
 
-/** The exit code. Throws EXEC_FAILED where the command could not be run, UNAVAILABLE where nothing readable came. */
+/** The exit code that a metav1.Status on the error stream tells. Throws EXEC_FAILED where the command could not be run, UNAVAILABLE where nothing readable came. */
 export function exitCodeOf(text: string): number {
   const status = parse(text);
   if (status?.['status'] === 'Success') return 0;
@@ -16,7 +16,7 @@ export function exitCodeOf(text: string): number {
     );
   }
   throw new KeelsonError('UNAVAILABLE', 'the connection to the container was lost', {
-    hint: "the agent may have ended: its log says why ('journalctl -u keelson')",
+    hint: "the agent or the container runtime may have ended: its log says why ('journalctl -u keelson')",
   });
 }
 
