@@ -271,6 +271,7 @@ async function assemble(
       sources: [
         ...(client === undefined ? [] : (['api'] as const)),
         ...(config.staticPodPath === undefined ? [] : (['file'] as const)),
+        ...(config.staticPodURL === undefined ? [] : (['url'] as const)),
       ],
       memoryCapacity: firstFacts.memoryBytes,
       random: Math.random,
@@ -301,6 +302,19 @@ async function assemble(
     if (config.staticPodPath !== undefined) {
       const manifests = watchManifests({
         folder: config.staticPodPath,
+        nodeName,
+        sink: pods,
+        log: log.child({ room: 'manifests' }),
+        clock,
+      });
+      after(() => manifests.close());
+    }
+    if (config.staticPodURL !== undefined) {
+      const { watchManifestUrl } = await import('./manifests/url.ts');
+      const manifests = watchManifestUrl({
+        url: config.staticPodURL,
+        headers: config.staticPodURLHeader,
+        everyMs: config.httpCheckFrequency,
         nodeName,
         sink: pods,
         log: log.child({ room: 'manifests' }),

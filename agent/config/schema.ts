@@ -57,9 +57,9 @@ const kubeletFields = {
   syncFrequency: duration({ default: '1m' }),
   // The folder is watched, so a period has nothing to say.
   fileCheckFrequency: duration({ default: '20s', acted }),
-  httpCheckFrequency: duration({ default: '20s' }),
-  staticPodURL: string(),
-  staticPodURLHeader: map(list(string())),
+  httpCheckFrequency: duration({ default: '20s', acted }),
+  staticPodURL: string({ acted, pattern: /^https?:\/\/[^/]/, expects: 'http or https URL' }),
+  staticPodURLHeader: map(list(string()), { acted }),
   address: string({ default: '0.0.0.0', acted }),
   port: integer({ default: 10250, ...port, acted }),
   readOnlyPort: integer(port),

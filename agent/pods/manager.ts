@@ -1,5 +1,7 @@
 /** All pods of the node: takes them from the sources, keeps a worker for each, writes their status. */
 import type { Pod, PodStatus } from '../apiserver/types.ts';
+import { criticality, isMirror } from '../manifests/mirror_plan.ts';
+import { makeMirrors } from '../manifests/mirrors.ts';
 import type { Shared } from './actions/context.ts';
 import { type ContainerLog, findContainer } from './lookup.ts';
 import { nothingObserved } from './observe.ts';
@@ -36,13 +38,13 @@ export interface PodManager extends PodSink {
     container: string,
     previous?: boolean,
   ): ContainerLog | undefined;
+  /** The uid under which a pod runs: for the apiserver's mirror of a static pod not the one that the mirror has. */
+  runningUid(uid: string): string;
   /** The stages of a pod's start; kept while the pod is on the node. */
   timeline(uid: string): readonly TimelineEntry[];
   /** Ends the workers. Containers are left as they are. */
   close(): Promise<void>;
 }
-
-const mirrorAnnotation = 'kubernetes.io/config.mirror';
 
 interface Held {
   readonly source: PodSourceKind;
@@ -79,6 +81,19 @@ export function makePodManager(options: PodManagerOptions): PodManager {
             if (first)
               log.info({ pod: formatPod(worker.pod), stages: worker.timeline.entries() }, 'pod started');
           },
+        });
+
+  const mirrors =
+    client === undefined
+      ? undefined
+      : makeMirrors({
+          client,
+          log,
+          clock,
+          random: options.random,
+          nodeName: options.nodeName,
+          onStatus: (mirror, status) => writer?.submit(mirror, status),
+          onForget: (uid) => writer?.forget(uid),
         });
 
   function started(status: PodStatus): boolean {
@@ -128,13 +143,19 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         refused.message,
       );
     const written = source === 'api' && !orphan ? writer : undefined;
+    // The remains may be a static pod's: its mirror goes when they have gone.
+    const mirrored = source !== 'api' || orphan ? mirrors : undefined;
+    mirrored?.hold(pod, orphan);
     objects.retain(uid, pod.metadata?.namespace ?? 'default');
     const worker = startWorker({
       ...options,
       pod,
       refused,
       orphan,
-      onStatus: (status) => written?.submit(held.get(uid)?.worker.pod ?? pod, status),
+      onStatus(status) {
+        written?.submit(held.get(uid)?.worker.pod ?? pod, status);
+        mirrored?.status(pod, status);
+      },
       onGone: async (status) => written?.finish(held.get(uid)?.worker.pod ?? pod, status),
       onExit: () => {
         for (const listener of exitListeners) listener();
@@ -145,6 +166,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         objects.release(uid);
         options.imageAccess.forget(uid);
         writer?.forget(uid);
+        mirrored?.release(pod);
         // A source that has forgotten the pod already would never take the note back.
         if (known?.removed === false) finished.set(uid, source);
         for (const [next, one] of [...waiting]) {
@@ -198,7 +220,11 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     const uid = uidOf(pod);
     if (closed || uid === '' || finished.has(uid)) return;
     // The apiserver's image of a static pod, which runs from its file.
-    if (source === 'api' && pod.metadata?.annotations?.[mirrorAnnotation] !== undefined) return;
+    if (source === 'api' && isMirror(pod)) {
+      mirrors?.seen(pod);
+      writer?.seen(pod);
+      return;
+    }
     if (mustWait(source, pod)) {
       waiting.set(uid, { source, pod });
       return;
@@ -209,15 +235,18 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       return;
     }
     if (known.source === 'api') writer?.seen(pod);
+    else mirrors?.hold(pod);
     known.worker.update(pod);
   }
 
   function remove(source: PodSourceKind, uid: string): void {
+    if (source === 'api') mirrors?.gone(uid);
     if (finished.get(uid) === source) finished.delete(uid);
     if (waiting.get(uid)?.source === source) waiting.delete(uid);
     const known = held.get(uid);
     if (known?.source !== source) return;
     known.removed = true;
+    mirrors?.leave(known.worker.pod);
     writer?.forget(uid);
     known.worker.remove();
   }
@@ -231,6 +260,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         log.info({ pod: formatPod(pod) }, 'removing what is left of a pod that is not wanted any more');
         add('api', pod, true);
       }
+      mirrors?.settled();
     } catch (error) {
       log.warn({ err: error }, 'cannot look for what is left of unknown pods, trying again');
       if (!closed) cancelOrphans = clock.after(relistMs, () => void removeOrphans());
@@ -241,12 +271,16 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     replaceAll(source, pods) {
       if (closed) return;
       const listed = new Set(pods.map(uidOf));
+      if (source === 'api') mirrors?.replaceAll(pods.filter(isMirror));
       for (const [uid, one] of held) if (one.source === source && !listed.has(uid)) remove(source, uid);
       for (const [uid, from] of finished) if (from === source && !listed.has(uid)) finished.delete(uid);
       for (const [uid, one] of waiting) if (one.source === source && !listed.has(uid)) waiting.delete(uid);
       // Those that hold their place already come before those that have to be judged.
       const inPlace = (pod: Pod) => Number(pod.status?.startTime === undefined);
-      for (const pod of [...pods].sort((a, b) => inPlace(a) - inPlace(b))) upsert(source, pod);
+      // What the cluster stands on comes before what stands on it: among static pods nobody has judged that.
+      const urgency = (pod: Pod) => (source === 'api' ? 0 : criticality(pod));
+      for (const pod of [...pods].sort((a, b) => inPlace(a) - inPlace(b) || urgency(b) - urgency(a)))
+        upsert(source, pod);
       if (awaited.delete(source) && awaited.size === 0) void removeOrphans();
     },
     upsert,
@@ -270,6 +304,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         () => found?.worker.observed ?? nothingObserved,
       );
     },
+    runningUid: (uid) => mirrors?.staticUid(uid) ?? uid,
     timeline: (uid) => held.get(uid)?.worker.timeline.entries() ?? [],
     async close() {
       closed = true;
@@ -277,6 +312,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       cancelOrphans();
       endEvents();
       await Promise.all([...held.values()].map(({ worker }) => worker.close()));
+      await mirrors?.close();
       await writer?.close();
     },
   };
