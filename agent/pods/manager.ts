@@ -5,7 +5,7 @@ import { makeMirrors } from '../manifests/mirrors.ts';
 import type { Shared } from './actions/context.ts';
 import { type ContainerLog, findContainer } from './lookup.ts';
 import { nothingObserved } from './observe.ts';
-import { findOrphans } from './orphans.ts';
+import { findOrphans, findPredecessors } from './orphans.ts';
 import { isTerminalPhase } from './plan/conditions.ts';
 import { refusalOf } from './spec/admission.ts';
 import { formatPod, labelNames, uidOf } from './spec/pod.ts';
@@ -62,6 +62,9 @@ export function makePodManager(options: PodManagerOptions): PodManager {
   /** Wanted, but what is left of the one before has to go first. */
   const waiting = new Map<string, { readonly source: PodSourceKind; readonly pod: Pod }>();
   const awaited = new Set(options.sources);
+  /** The first list of a source of static pods, while remains of pods of the same names are looked for. */
+  const firstLists = new Map<PodSourceKind, readonly Pod[]>();
+  const begun = new Set<PodSourceKind>(['api']);
   const exitListeners = new Set<() => void>();
   let closed = false;
 
@@ -267,22 +270,44 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     }
   }
 
+  /** Static pods that were changed while the agent was away wait for what is left of the ones before. */
+  async function beginSource(source: PodSourceKind): Promise<void> {
+    try {
+      const before = await findPredecessors(options, firstLists.get(source) ?? [], (uid) => held.has(uid));
+      for (const pod of before) if (!closed && !held.has(uidOf(pod))) add('api', pod, true);
+    } catch (error) {
+      log.warn({ err: error }, 'cannot look for what is left of earlier static pods');
+    }
+    begun.add(source);
+    const pods = firstLists.get(source) ?? [];
+    firstLists.delete(source);
+    replaceAll(source, pods);
+  }
+
+  function replaceAll(source: PodSourceKind, pods: readonly Pod[]): void {
+    if (closed) return;
+    if (!begun.has(source)) {
+      const looking = firstLists.has(source);
+      firstLists.set(source, pods);
+      if (!looking) void beginSource(source);
+      return;
+    }
+    const listed = new Set(pods.map(uidOf));
+    if (source === 'api') mirrors?.replaceAll(pods.filter(isMirror));
+    for (const [uid, one] of held) if (one.source === source && !listed.has(uid)) remove(source, uid);
+    for (const [uid, from] of finished) if (from === source && !listed.has(uid)) finished.delete(uid);
+    for (const [uid, one] of waiting) if (one.source === source && !listed.has(uid)) waiting.delete(uid);
+    // Those that hold their place already come before those that have to be judged.
+    const inPlace = (pod: Pod) => Number(pod.status?.startTime === undefined);
+    // What the cluster stands on comes before what stands on it: among static pods nobody has judged that.
+    const urgency = (pod: Pod) => (source === 'api' ? 0 : criticality(pod));
+    for (const pod of [...pods].sort((a, b) => inPlace(a) - inPlace(b) || urgency(b) - urgency(a)))
+      upsert(source, pod);
+    if (awaited.delete(source) && awaited.size === 0) void removeOrphans();
+  }
+
   return {
-    replaceAll(source, pods) {
-      if (closed) return;
-      const listed = new Set(pods.map(uidOf));
-      if (source === 'api') mirrors?.replaceAll(pods.filter(isMirror));
-      for (const [uid, one] of held) if (one.source === source && !listed.has(uid)) remove(source, uid);
-      for (const [uid, from] of finished) if (from === source && !listed.has(uid)) finished.delete(uid);
-      for (const [uid, one] of waiting) if (one.source === source && !listed.has(uid)) waiting.delete(uid);
-      // Those that hold their place already come before those that have to be judged.
-      const inPlace = (pod: Pod) => Number(pod.status?.startTime === undefined);
-      // What the cluster stands on comes before what stands on it: among static pods nobody has judged that.
-      const urgency = (pod: Pod) => (source === 'api' ? 0 : criticality(pod));
-      for (const pod of [...pods].sort((a, b) => inPlace(a) - inPlace(b) || urgency(b) - urgency(a)))
-        upsert(source, pod);
-      if (awaited.delete(source) && awaited.size === 0) void removeOrphans();
-    },
+    replaceAll,
     upsert,
     remove,
     pods: () =>
