@@ -20,6 +20,7 @@ import { makeClient } from './apiserver/client.ts';
 import { makeEventRecorder } from './apiserver/events.ts';
 import { loadKubeconfig } from './apiserver/kubeconfig.ts';
 import { makeObjectCache } from './apiserver/objects.ts';
+import { parseQuantity } from './apiserver/quantity.ts';
 import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
@@ -29,6 +30,7 @@ import { runtimeVerbs } from './control/runtime.ts';
 import { startControl } from './control/server.ts';
 import { type ImageAccess, makeImageAccess } from './images/access.ts';
 import { type ImageGc, startImageGc } from './images/gc.ts';
+import { startLogRotation } from './logs/rotate.ts';
 import { once, whenCalm } from './main/calm.ts';
 import { imagesOptions, openState } from './main/images.ts';
 import { foreignRuntime, openRuntime } from './main/runtime.ts';
@@ -299,6 +301,17 @@ async function assemble(
       log: log.child({ room: 'images' }),
     });
     after(() => imageGc?.close());
+    const rotation = startLogRotation({
+      runtime,
+      logs: () => pods.runningLogs(),
+      maxBytes: parseQuantity(config.containerLogMaxSize),
+      maxFiles: config.containerLogMaxFiles,
+      workers: config.containerLogMaxWorkers,
+      everyMs: config.containerLogMonitorInterval,
+      clock,
+      log: log.child({ room: 'logs' }),
+    });
+    after(() => rotation.close());
     if (config.staticPodPath !== undefined) {
       const manifests = watchManifests({
         folder: config.staticPodPath,

@@ -38,6 +38,8 @@ export interface PodManager extends PodSink {
     container: string,
     previous?: boolean,
   ): ContainerLog | undefined;
+  /** Where the running containers log. */
+  runningLogs(): readonly { readonly id: string; readonly logPath: string }[];
   /** The uid under which a pod runs: for the apiserver's mirror of a static pod not the one that the mirror has. */
   runningUid(uid: string): string;
   /** The stages of a pod's start; kept while the pod is on the node. */
@@ -329,6 +331,12 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         () => found?.worker.observed ?? nothingObserved,
       );
     },
+    runningLogs: () =>
+      [...held.values()].flatMap(({ worker }) =>
+        worker.observed.containers
+          .filter(({ state, logPath }) => state === 'running' && logPath !== '')
+          .map(({ id, logPath }) => ({ id, logPath })),
+      ),
     runningUid: (uid) => mirrors?.staticUid(uid) ?? uid,
     timeline: (uid) => held.get(uid)?.worker.timeline.entries() ?? [],
     async close() {
