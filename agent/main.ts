@@ -20,6 +20,7 @@ import { makeClient } from './apiserver/client.ts';
 import { makeEventRecorder } from './apiserver/events.ts';
 import { loadKubeconfig } from './apiserver/kubeconfig.ts';
 import { makeObjectCache } from './apiserver/objects.ts';
+import { parseQuantity } from './apiserver/quantity.ts';
 import { type Reflector, reflect } from './apiserver/reflector.ts';
 import type { Pod } from './apiserver/types.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
@@ -30,6 +31,7 @@ import { runtimeVerbs } from './control/runtime.ts';
 import { startControl } from './control/server.ts';
 import { type ImageAccess, makeImageAccess } from './images/access.ts';
 import { type ImageGc, startImageGc } from './images/gc.ts';
+import { startLogRotation } from './logs/rotate.ts';
 import { once, whenCalm } from './main/calm.ts';
 import { imagesOptions, openState } from './main/images.ts';
 import { kernelSettings } from './main/kernel.ts';
@@ -288,6 +290,7 @@ async function assemble(
       sources: [
         ...(client === undefined ? [] : (['api'] as const)),
         ...(config.staticPodPath === undefined ? [] : (['file'] as const)),
+        ...(config.staticPodURL === undefined ? [] : (['url'] as const)),
       ],
       memoryCapacity: firstFacts.memoryBytes,
       random: Math.random,
@@ -318,9 +321,33 @@ async function assemble(
       log: log.child({ room: 'images' }),
     });
     after(() => imageGc?.close());
+    const rotation = startLogRotation({
+      runtime,
+      logs: () => pods.runningLogs(),
+      maxBytes: parseQuantity(config.containerLogMaxSize),
+      maxFiles: config.containerLogMaxFiles,
+      workers: config.containerLogMaxWorkers,
+      everyMs: config.containerLogMonitorInterval,
+      clock,
+      log: log.child({ room: 'logs' }),
+    });
+    after(() => rotation.close());
     if (config.staticPodPath !== undefined) {
       const manifests = watchManifests({
         folder: config.staticPodPath,
+        nodeName,
+        sink: pods,
+        log: log.child({ room: 'manifests' }),
+        clock,
+      });
+      after(() => manifests.close());
+    }
+    if (config.staticPodURL !== undefined) {
+      const { watchManifestUrl } = await import('./manifests/url.ts');
+      const manifests = watchManifestUrl({
+        url: config.staticPodURL,
+        headers: config.staticPodURLHeader,
+        everyMs: config.httpCheckFrequency,
         nodeName,
         sink: pods,
         log: log.child({ room: 'manifests' }),

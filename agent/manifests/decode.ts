@@ -7,8 +7,10 @@ import { defaultPod } from './defaults.ts';
 import { apiReference, validatePod } from './validate.ts';
 
 export interface ManifestOrigin {
-  /** Absolute path of the file. */
-  readonly file: string;
+  /** Absolute path of the file; not given for what comes from a URL. */
+  readonly file?: string;
+  /** Where it was fetched from. */
+  readonly url?: string;
   readonly nodeName: string;
   /** RFC 3339: when it was seen. */
   readonly seen: string;
@@ -19,7 +21,47 @@ export interface ManifestOrigin {
  * content, node and file, so that a changed manifest is another pod. Throws POD_INVALID naming the field.
  */
 export async function decodeManifest(text: string, origin: ManifestOrigin): Promise<Pod> {
+  return decodePod(withoutNulls(await parse(text)), origin);
+}
+
+/**
+ * The pods in `text`, which is a Pod or a PodList as kubelet's staticPodURL gives them. One that is wrong spoils the
+ * list: nobody can tell what was meant to go. Throws POD_INVALID.
+ */
+export async function decodeManifests(text: string, origin: ManifestOrigin): Promise<Pod[]> {
   const document = withoutNulls(await parse(text));
+  const { kind, apiVersion, items } = (document ?? {}) as {
+    readonly kind?: unknown;
+    readonly apiVersion?: unknown;
+    readonly items?: unknown;
+  };
+  if (kind !== 'PodList' && kind !== 'List') return [decodePod(document, origin)];
+  if (apiVersion !== 'v1' || (items !== undefined && !Array.isArray(items)))
+    throw new KeelsonError(
+      'POD_INVALID',
+      'invalid list of pods: expected apiVersion v1 and a list of items',
+      {
+        details: { fields: ['apiVersion', 'items'] },
+      },
+    );
+  // The items of a typed list do not say what they are.
+  const given = ((items ?? []) as unknown[]).map((item) =>
+    typeof item === 'object' && item !== null && !Array.isArray(item)
+      ? { apiVersion: 'v1', kind: 'Pod', ...item }
+      : item,
+  );
+  const pods = given.map((item) => decodePod(item, origin));
+  const names = pods.map(({ metadata }) => `${metadata?.namespace}/${metadata?.name}`);
+  const uids = pods.map(({ metadata }) => metadata?.uid);
+  const twice = names.find((name, at) => names.indexOf(name) !== at || uids.indexOf(uids[at]) !== at);
+  if (twice !== undefined)
+    throw new KeelsonError('POD_INVALID', `invalid list of pods: ${twice} is in it twice`, {
+      details: { fields: ['items'] },
+    });
+  return pods;
+}
+
+function decodePod(document: unknown, origin: ManifestOrigin): Pod {
   const given = document as Pod;
   if (typeof document !== 'object' || document === null || Array.isArray(document)) {
     throw new KeelsonError('POD_INVALID', 'invalid pod: the document is not a map of fields');
@@ -40,13 +82,13 @@ export async function decodeManifest(text: string, origin: ManifestOrigin): Prom
   return asStatic(withTextQuantities(given), origin);
 }
 
-function asStatic(given: Pod, { file, nodeName, seen }: ManifestOrigin): Pod {
+function asStatic(given: Pod, { file, url, nodeName, seen }: ManifestOrigin): Pod {
   const pod = defaultPod(given);
   // Hashed before defaulting, so that another default in a newer keelson restarts nothing.
   const uid =
     given.metadata?.uid ??
     createHash('sha256')
-      .update(`${canonical(given)}host:${nodeName}file:${file}`)
+      .update(`${canonical(given)}${file === undefined ? `url:${url}` : `host:${nodeName}file:${file}`}`)
       .digest('hex')
       .slice(0, 32);
   const { metadata, spec } = pod;
@@ -58,7 +100,7 @@ function asStatic(given: Pod, { file, nodeName, seen }: ManifestOrigin): Pod {
       uid,
       annotations: {
         ...metadata?.annotations,
-        'kubernetes.io/config.source': 'file',
+        'kubernetes.io/config.source': file === undefined ? 'http' : 'file',
         'kubernetes.io/config.hash': uid,
         'kubernetes.io/config.seen': seen,
       },
@@ -67,7 +109,9 @@ function asStatic(given: Pod, { file, nodeName, seen }: ManifestOrigin): Pod {
       ...spec!,
       nodeName,
       // Trouble of the node does not evict what the node itself was told to run.
-      tolerations: [...(spec?.tolerations ?? []), { operator: 'Exists', effect: 'NoExecute' }],
+      ...(file === undefined
+        ? {}
+        : { tolerations: [...(spec?.tolerations ?? []), { operator: 'Exists', effect: 'NoExecute' }] }),
     },
     status: { phase: 'Pending' },
   };

@@ -1,11 +1,13 @@
 /** All pods of the node: takes them from the sources, keeps a worker for each, writes their status. */
 import type { Pod, PodStatus } from '../apiserver/types.ts';
+import { criticality, isMirror } from '../manifests/mirror_plan.ts';
+import { makeMirrors } from '../manifests/mirrors.ts';
 import type { Shared } from './actions/context.ts';
 import { makeHandlers } from './actions/handlers.ts';
 import { makeUserIds } from './actions/user_ids.ts';
 import { type ContainerLog, findContainer } from './lookup.ts';
 import { nothingObserved } from './observe.ts';
-import { findOrphans } from './orphans.ts';
+import { findOrphans, findPredecessors } from './orphans.ts';
 import { isTerminalPhase } from './plan/conditions.ts';
 import { swapForbids } from './resources/kernel_limits.ts';
 import { makeResizer } from './resources/resizer.ts';
@@ -44,13 +46,15 @@ export interface PodManager extends PodSink {
     container: string,
     previous?: boolean,
   ): ContainerLog | undefined;
+  /** Where the running containers log. */
+  runningLogs(): readonly { readonly id: string; readonly logPath: string }[];
+  /** The uid under which a pod runs: for the apiserver's mirror of a static pod not the one that the mirror has. */
+  runningUid(uid: string): string;
   /** The stages of a pod's start; kept while the pod is on the node. */
   timeline(uid: string): readonly TimelineEntry[];
   /** Ends the workers. Containers are left as they are. */
   close(): Promise<void>;
 }
-
-const mirrorAnnotation = 'kubernetes.io/config.mirror';
 
 interface Held {
   readonly source: PodSourceKind;
@@ -71,6 +75,9 @@ export function makePodManager(options: PodManagerOptions): PodManager {
   /** Wanted, but what is left of the one before has to go first. */
   const waiting = new Map<string, { readonly source: PodSourceKind; readonly pod: Pod }>();
   const awaited = new Set(options.sources);
+  /** The first list of a source of static pods, while remains of pods of the same names are looked for. */
+  const firstLists = new Map<PodSourceKind, readonly Pod[]>();
+  const begun = new Set<PodSourceKind>(['api']);
   const exitListeners = new Set<() => void>();
   let closed = false;
 
@@ -136,6 +143,19 @@ export function makePodManager(options: PodManagerOptions): PodManager {
           },
         });
 
+  const mirrors =
+    client === undefined
+      ? undefined
+      : makeMirrors({
+          client,
+          log,
+          clock,
+          random: options.random,
+          nodeName: options.nodeName,
+          onStatus: (mirror, status) => writer?.submit(mirror, status),
+          onForget: (uid) => writer?.forget(uid),
+        });
+
   function started(status: PodStatus): boolean {
     return status.phase !== 'Pending';
   }
@@ -191,6 +211,9 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         refused.message,
       );
     const written = source === 'api' && !orphan ? writer : undefined;
+    // The remains may be a static pod's: its mirror goes when they have gone.
+    const mirrored = source !== 'api' || orphan ? mirrors : undefined;
+    mirrored?.hold(pod, orphan);
     objects.retain(uid, pod.metadata?.namespace ?? 'default');
     const worker = startWorker({
       ...options,
@@ -201,6 +224,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       orphan,
       onStatus: (status) => {
         written?.submit(held.get(uid)?.worker.pod ?? pod, status);
+        mirrored?.status(pod, status);
         if (over || !isTerminalPhase(status.phase)) return;
         over = true;
         // Not within the worker's own turn.
@@ -217,6 +241,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         resizer.forget(uid);
         options.imageAccess.forget(uid);
         writer?.forget(uid);
+        mirrored?.release(pod);
         // A source that has forgotten the pod already would never take the note back.
         if (known?.removed === false) finished.set(uid, source);
         for (const [next, one] of [...waiting]) {
@@ -264,7 +289,11 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     const uid = uidOf(pod);
     if (closed || uid === '' || finished.has(uid)) return;
     // The apiserver's image of a static pod, which runs from its file.
-    if (source === 'api' && pod.metadata?.annotations?.[mirrorAnnotation] !== undefined) return;
+    if (source === 'api' && isMirror(pod)) {
+      mirrors?.seen(pod);
+      writer?.seen(pod);
+      return;
+    }
     if (mustWait(source, pod) || room.waits(uid)) {
       waiting.set(uid, { source, pod });
       return;
@@ -275,11 +304,13 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       return;
     }
     if (known.source === 'api') writer?.seen(pod);
+    else mirrors?.hold(pod);
     resizer.update(pod);
     requestsChanged();
   }
 
   function remove(source: PodSourceKind, uid: string): void {
+    if (source === 'api') mirrors?.gone(uid);
     if (finished.get(uid) === source) finished.delete(uid);
     if (waiting.get(uid)?.source === source) {
       waiting.delete(uid);
@@ -288,6 +319,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     const known = held.get(uid);
     if (known?.source !== source) return;
     known.removed = true;
+    mirrors?.leave(known.worker.pod);
     writer?.forget(uid);
     known.worker.remove();
   }
@@ -301,27 +333,54 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         log.info({ pod: formatPod(pod) }, 'removing what is left of a pod that is not wanted any more');
         add('api', pod, true);
       }
+      mirrors?.settled();
     } catch (error) {
       log.warn({ err: error }, 'cannot look for what is left of unknown pods, trying again');
       if (!closed) cancelOrphans = clock.after(relistMs, () => void removeOrphans());
     }
   }
 
+  /** Static pods that were changed while the agent was away wait for what is left of the ones before. */
+  async function beginSource(source: PodSourceKind): Promise<void> {
+    try {
+      const before = await findPredecessors(options, firstLists.get(source) ?? [], (uid) => held.has(uid));
+      for (const pod of before) if (!closed && !held.has(uidOf(pod))) add('api', pod, true);
+    } catch (error) {
+      log.warn({ err: error }, 'cannot look for what is left of earlier static pods');
+    }
+    begun.add(source);
+    const pods = firstLists.get(source) ?? [];
+    firstLists.delete(source);
+    replaceAll(source, pods);
+  }
+
+  function replaceAll(source: PodSourceKind, pods: readonly Pod[]): void {
+    if (closed) return;
+    if (!begun.has(source)) {
+      const looking = firstLists.has(source);
+      firstLists.set(source, pods);
+      if (!looking) void beginSource(source);
+      return;
+    }
+    const listed = new Set(pods.map(uidOf));
+    if (source === 'api') mirrors?.replaceAll(pods.filter(isMirror));
+    for (const [uid, one] of held) if (one.source === source && !listed.has(uid)) remove(source, uid);
+    for (const [uid, from] of finished) if (from === source && !listed.has(uid)) finished.delete(uid);
+    for (const [uid, one] of waiting) if (one.source === source && !listed.has(uid)) waiting.delete(uid);
+    // Those that hold their place already come before those that have to be judged.
+    const inPlace = (pod: Pod) => Number(pod.status?.startTime === undefined);
+    // What the cluster stands on comes before what stands on it: among static pods nobody has judged that.
+    const urgency = (pod: Pod) => (source === 'api' ? 0 : criticality(pod));
+    for (const pod of [...pods].sort((a, b) => inPlace(a) - inPlace(b) || urgency(b) - urgency(a)))
+      upsert(source, pod);
+    if (awaited.delete(source) && awaited.size === 0) {
+      resizer.retry();
+      void removeOrphans();
+    }
+  }
+
   return {
-    replaceAll(source, pods) {
-      if (closed) return;
-      const listed = new Set(pods.map(uidOf));
-      for (const [uid, one] of held) if (one.source === source && !listed.has(uid)) remove(source, uid);
-      for (const [uid, from] of finished) if (from === source && !listed.has(uid)) finished.delete(uid);
-      for (const [uid, one] of waiting) if (one.source === source && !listed.has(uid)) waiting.delete(uid);
-      // Those that hold their place already come before those that have to be judged.
-      const inPlace = (pod: Pod) => Number(pod.status?.startTime === undefined);
-      for (const pod of [...pods].sort((a, b) => inPlace(a) - inPlace(b))) upsert(source, pod);
-      if (awaited.delete(source) && awaited.size === 0) {
-        resizer.retry();
-        void removeOrphans();
-      }
-    },
+    replaceAll,
     upsert,
     remove,
     pods: () =>
@@ -343,6 +402,13 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         () => found?.worker.observed ?? nothingObserved,
       );
     },
+    runningLogs: () =>
+      [...held.values()].flatMap(({ worker }) =>
+        worker.observed.containers
+          .filter(({ state, logPath }) => state === 'running' && logPath !== '')
+          .map(({ id, logPath }) => ({ id, logPath })),
+      ),
+    runningUid: (uid) => mirrors?.staticUid(uid) ?? uid,
     timeline: (uid) => held.get(uid)?.worker.timeline.entries() ?? [],
     async close() {
       closed = true;
@@ -350,6 +416,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       cancelOrphans();
       endEvents();
       await Promise.all([...held.values()].map(({ worker }) => worker.close()));
+      await mirrors?.close();
       await writer?.close();
     },
   };

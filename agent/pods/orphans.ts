@@ -42,6 +42,30 @@ export async function findOrphans(
   return [...uids].filter((uid) => !known(uid)).map((uid) => standIn(uid, sandboxes, containers));
 }
 
+/**
+ * Of the remains, those of earlier pods of the same names as `pods`: manifests that were changed while the agent was
+ * away. Only pods that were static themselves; the apiserver's are not known yet when static pods start.
+ */
+export async function findPredecessors(
+  places: Parameters<typeof findOrphans>[0],
+  pods: readonly Pod[],
+  known: (uid: string) => boolean,
+): Promise<Pod[]> {
+  const fullName = ({ metadata }: Pod) => `${metadata?.namespace ?? 'default'}/${metadata?.name}`;
+  const names = new Set(pods.map(fullName));
+  const uids = new Set(pods.map(({ metadata }) => metadata?.uid));
+  const orphans = await findOrphans(places, (uid) => known(uid) || uids.has(uid));
+  const wanted = orphans.filter((orphan) => names.has(fullName(orphan)));
+  if (wanted.length === 0) return [];
+  const sandboxes = await places.runtime.listPodSandbox();
+  const wasStatic = new Set(
+    sandboxes
+      .filter(({ annotations }) => annotations['kubernetes.io/config.hash'] !== undefined)
+      .map(({ labels }) => labels[labelNames.podUid]),
+  );
+  return wanted.filter(({ metadata }) => wasStatic.has(metadata?.uid ?? ''));
+}
+
 function standIn(uid: string, sandboxes: readonly PodSandbox[], containers: readonly Container[]): Pod {
   const mine = (one: { readonly labels: Readonly<Record<string, string>> }) =>
     one.labels[labelNames.podUid] === uid;

@@ -319,7 +319,7 @@ export interface FakeApiserver extends ApiserverClient {
   readonly deletes: string[];
   /** What the next calls fail with. */
   readonly failures: KeelsonError[];
-  onChange: (type: 'MODIFIED' | 'DELETED', pod: Pod) => void;
+  onChange: (type: 'ADDED' | 'MODIFIED' | 'DELETED', pod: Pod) => void;
 }
 
 export function apiError(status: number, reason: string): KeelsonError {
@@ -339,9 +339,29 @@ export function fakeApiserver(): FakeApiserver {
     deletes: [],
     failures: [],
     onChange: () => {},
-    get: unused,
+    async get<T>(path: string): Promise<T> {
+      await turn();
+      if (path.startsWith('/api/v1/nodes/')) return { metadata: { uid: 'uid-of-the-node' } } as T;
+      const pod = api.pods.get(nameOf(path));
+      if (pod === undefined) throw apiError(404, 'NotFound');
+      return pod as T;
+    },
     list: unused,
-    create: unused,
+    async create<T>(_path: string, body: object): Promise<T> {
+      await turn();
+      const failure = api.failures.shift();
+      if (failure !== undefined) throw failure;
+      const { metadata, ...pod } = body as Pod;
+      if (api.pods.has(metadata!.name!)) throw apiError(409, 'AlreadyExists');
+      const made = {
+        ...pod,
+        metadata: { ...metadata, uid: `made-${++version}`, resourceVersion: String(version) },
+        status: { phase: 'Pending' },
+      } as Pod;
+      api.pods.set(metadata!.name!, made);
+      setImmediate(() => api.onChange('ADDED', made));
+      return made as T;
+    },
     replace: unused,
     async patch<T>(path: string, _type: string, body: object): Promise<T> {
       await turn();

@@ -429,19 +429,86 @@ test('remains of pods that are unknown go, but only when the list is complete; t
   assert.deepEqual([...world.cgroups], ['/kubepods/besteffort/poduid-kept']);
 });
 
-test('a static pod runs and ends without the apiserver; its mirror there is not run', async (t) => {
+const asStatic = (name: string, hash: string, spec: Parameters<typeof makePod>[0] = {}) =>
+  makePod(spec, {
+    metadata: { name, namespace: 'default', uid: hash, annotations: { 'kubernetes.io/config.hash': hash } },
+  });
+
+test('a static pod runs while the apiserver refuses everything, and its mirror comes later', async (t) => {
   const world = makeWorld(t);
-  const annotations = { 'kubernetes.io/config.mirror': 'x' };
-  world.create(
-    makePod({}, { metadata: { name: 'mirror', namespace: 'default', uid: 'uid-m', annotations } }),
-  );
-  world.manager.replaceAll('file', [named('static')]);
+  world.api.failures.push(...Array.from({ length: 3 }, () => apiError(503, 'ServiceUnavailable')));
+  world.manager.replaceAll('file', [asStatic('static', 'h1')]);
   await until(() => world.manager.pods()[0]?.status?.phase === 'Running', 'Running');
+  assert.equal(world.api.pods.size, 0);
+  while (world.api.failures.length > 0) await world.clock.advance(1000);
+  await world.clock.advance(10_000);
+  await until(() => world.phase('static') === 'Running', 'the mirror and its status');
+});
+
+test('the mirror of a static pod: made, made again, replaced, deleted last; it is never run', async (t) => {
+  const world = makeWorld(t);
+  world.create(
+    makePod(
+      {},
+      {
+        metadata: {
+          name: 'old',
+          namespace: 'default',
+          uid: 'uid-m',
+          annotations: { 'kubernetes.io/config.mirror': 'x' },
+        },
+      },
+    ),
+  );
+  await until(() => !world.api.pods.has('old'), 'the mirror that nobody holds is deleted');
+  world.manager.replaceAll('file', [asStatic('static', 'h1')]);
+  await until(() => world.phase('static') === 'Running', 'the status in the mirror');
+  const first = world.api.pods.get('static')!;
+  assert.equal(first.metadata!.annotations!['kubernetes.io/config.mirror'], 'h1');
+  assert.equal(world.manager.runningUid(first.metadata!.uid!), 'h1');
+  assert.equal(world.manager.runningUid('h1'), 'h1');
   assert.equal(world.runtime.containers.size, 1);
+
+  // Deleted by somebody, with a grace and without: it is there again, and nothing was stopped.
+  world.remove('static');
+  await until(
+    () =>
+      ![undefined, first.metadata!.uid].includes(world.api.pods.get('static')?.metadata?.uid) &&
+      world.phase('static') === 'Running',
+    'another mirror',
+  );
+  const second = world.api.pods.get('static')!;
+  world.api.pods.delete('static');
+  world.api.onChange('DELETED', second);
+  await until(() => world.phase('static') === 'Running', 'a third mirror');
+  assert.equal(world.runtime.calls.filter((call) => call.startsWith('stop')).length, 0);
+
+  // The next agent finds it as it is.
+  const third = world.api.pods.get('static')!.metadata!.uid;
+  await world.restart();
+  world.manager.replaceAll('file', [asStatic('static', 'h1')]);
+  await until(() => world.manager.pods()[0]?.status?.phase === 'Running', 'Running');
+  assert.equal(world.api.pods.get('static')!.metadata!.uid, third);
+
+  // Changed: the old mirror stays until nothing runs of the old pod.
+  let heldDuringStop = false;
+  const { stopContainer } = world.runtime;
+  world.runtime.stopContainer = async (...args) => {
+    heldDuringStop = world.api.pods.get('static')?.metadata?.uid === third;
+    return stopContainer(...args);
+  };
+  world.manager.replaceAll('file', [asStatic('static', 'h2')]);
+  await until(
+    () =>
+      world.api.pods.get('static')?.metadata?.annotations?.['kubernetes.io/config.mirror'] === 'h2' &&
+      world.phase('static') === 'Running',
+    'the mirror of the changed pod',
+  );
+  assert.ok(heldDuringStop);
   world.manager.replaceAll('file', []);
-  await until(() => world.manager.pods().length === 0, 'ended');
+  await until(() => world.api.pods.size === 0, 'no mirror');
+  assert.equal(world.manager.pods().length, 0);
   nothingLeft(world);
-  assert.deepEqual([world.api.patches, world.api.deletes], [[], []]);
 });
 
 test('a manifest that comes back, or is changed, while its pod ends: the pod runs once more', async (t) => {
