@@ -39,6 +39,7 @@ import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
 import { makePodManager } from './pods/manager.ts';
+import { makeProbeRoom } from './pods/prober.ts';
 import { kubernetesVersion, version } from './version.ts';
 import { makeVolumes } from './volumes/manager.ts';
 
@@ -258,8 +259,10 @@ async function assemble(
     });
     const cgroups = detectCgroups();
     const cgroupDriver = foreign?.cgroupDriver ?? config.cgroupDriver;
+    const probes = makeProbeRoom(clock);
     const pods = makePodManager({
       runtime,
+      probes,
       images,
       imageAccess,
       volumes,
@@ -356,6 +359,7 @@ async function assemble(
           throw new KeelsonError('NOT_FOUND', `the log of container "${container}" in pod "${name}" is gone`);
         },
         healthy,
+        probeMetrics: [probes.counts.source],
         metrics: [pulls.source, ...(imageRoom ? [fetchMetrics(imageRoom.fetchMetrics)] : []), processMetrics],
       });
       after(() => api.close());

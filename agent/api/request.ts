@@ -6,7 +6,7 @@ export type StreamingVerb = 'exec' | 'attach' | 'run' | 'portForward';
 export type Route =
   | { readonly kind: 'healthz'; readonly check: string }
   | { readonly kind: 'pods' }
-  | { readonly kind: 'metrics' }
+  | { readonly kind: 'metrics'; readonly probes?: boolean }
   | {
       readonly kind: 'containerLogs';
       readonly namespace: string;
@@ -66,6 +66,8 @@ export function routeOf({ segments }: Target): Route {
   if (first === 'healthz' && rest.length <= 1) return { kind: 'healthz', check: rest[0] ?? '' };
   if (first === 'pods' && rest.length === 0) return { kind: 'pods' };
   if (first === 'metrics' && rest.length === 0) return { kind: 'metrics' };
+  if (first === 'metrics' && rest.length === 1 && rest[0] === 'probes')
+    return { kind: 'metrics', probes: true };
   const [namespace, pod, third, fourth] = rest;
   if (namespace === undefined || pod === undefined) return { kind: 'unknown' };
   if (first === 'containerLogs' && rest.length === 3) {

@@ -42,6 +42,8 @@ export interface NodeApiOptions {
   readonly healthy: () => Health;
   /** For `/metrics`. Default: none. */
   readonly metrics?: readonly MetricsSource[];
+  /** For `/metrics/probes`, which are scraped apart as with kubelet. Default: none. */
+  readonly probeMetrics?: readonly MetricsSource[];
 }
 
 export interface NodeApi {
@@ -177,7 +179,7 @@ async function serve(
   }
   if (route.kind === 'metrics') {
     const { contentType, metricsText } = await import('../metrics/text.ts');
-    const text = await metricsText(options.metrics ?? []);
+    const text = await metricsText((route.probes ? options.probeMetrics : options.metrics) ?? []);
     response.writeHead(200, { 'content-type': contentType });
     response.end(text);
     return;

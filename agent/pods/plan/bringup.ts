@@ -78,7 +78,9 @@ export function bringUp(input: BringUpInput): BringUp {
         .map((container) => ({ container, message: 'Pod sandbox changed' }));
   for (const { container, message } of [...decision.stop, ...strays]) {
     // The deadline of a stop under way stands: it must not move with the clock.
-    const deadline = inFlight.get(`stop/${container.id}`)?.deadline ?? graceful;
+    const grace = probeGraceSeconds(pod, container, memory);
+    const deadline =
+      inFlight.get(`stop/${container.id}`)?.deadline ?? (grace === undefined ? graceful : now + grace * 1000);
     actions.push(stopAction(container, deadline, message));
   }
 
@@ -210,6 +212,18 @@ export function bringUp(input: BringUpInput): BringUp {
     if (memory.noted[key] !== occasion)
       actions.push({ kind: 'note', key, occasion, container: name, type, reason: 'BackOff', message });
   }
+}
+
+/** The grace that a probe has of its own for the container that it failed (terminationGracePeriodSeconds). */
+function probeGraceSeconds(
+  pod: Pod,
+  { id, metadata }: ContainerStatus,
+  memory: PodMemory,
+): number | undefined {
+  const failed = memory.probes[id]?.failed;
+  if (failed === undefined) return undefined;
+  const container = allContainers(pod).find(({ name }) => name === metadata.name);
+  return container?.[`${failed}Probe`]?.terminationGracePeriodSeconds;
 }
 
 function imageAction(container: PodContainer, attempt: number): Action {

@@ -23,7 +23,8 @@ function world(container: PodContainer) {
     runtime,
     clock,
     onResult: (_id, result) => results.push(result),
-    onUnhealthy: (_container, message) => unhealthy.push(message),
+    onTell: (_container, reason, message) =>
+      unhealthy.push(reason === 'Unhealthy' ? message : `${reason} ${message}`),
   });
   const pod = makePod({ containers: [container] });
   const begin = (wasStarted = false) =>
@@ -107,12 +108,12 @@ test('httpGet and tcpSocket, by number and by name', async (t) => {
   const container: PodContainer = { name: 'app', ports: [{ name: 'web', containerPort: good }] };
   const ask = (probe: NonNullable<PodContainer['livenessProbe']>) =>
     probeOnce(runtime, container, 'c0', '127.0.0.1', probe, new AbortController().signal);
-  assert.equal((await ask({ httpGet: { port: 'web', path: 'x' } })).well, true);
+  assert.equal((await ask({ httpGet: { port: 'web', path: 'x' } })).result, 'success');
   assert.deepEqual(await ask({ httpGet: { port: bad } }), {
-    well: false,
+    result: 'failure',
     output: 'HTTP probe failed with statuscode: 503',
   });
-  assert.equal((await ask({ httpGet: { port: good, path: '/slow' }, timeoutSeconds: 1 })).well, false);
-  assert.equal((await ask({ tcpSocket: { port: 'web' } })).well, true);
-  assert.equal((await ask({ tcpSocket: { port: 1 } })).well, false);
+  assert.equal((await ask({ httpGet: { port: good, path: '/slow' }, timeoutSeconds: 1 })).result, 'failure');
+  assert.equal((await ask({ tcpSocket: { port: 'web' } })).result, 'success');
+  assert.equal((await ask({ tcpSocket: { port: 1 } })).result, 'failure');
 });
