@@ -1,8 +1,11 @@
 /** Probes against real servers. */
 import assert from 'node:assert/strict';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { createServer, type IncomingMessage, type RequestListener, type ServerResponse } from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
 import { type AddressInfo, createServer as createTcpServer, type Server } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import type { PodContainer } from '../../../../agent/apiserver/types.ts';
 import { probeOnce } from '../../../../agent/pods/actions/probe.ts';
@@ -48,7 +51,10 @@ test('redirects are followed on the same host only', async (t) => {
   const round = await ask({ httpGet: { port, path: '/round' } });
   assert.equal(round.result, 'failure');
   assert.match(round.output, /^Get "http:\/\/127\.0\.0\.1:\d+\/round": stopped after 10 redirects$/);
-  assert.equal((await ask({ httpGet: { port, path: '/bad' } })).output, 'HTTP probe failed with statuscode: 500');
+  assert.equal(
+    (await ask({ httpGet: { port, path: '/bad' } })).output,
+    'HTTP probe failed with statuscode: 500',
+  );
 });
 
 test('headers: kubelet says who it is, and the probe may say otherwise', async (t) => {
@@ -66,8 +72,15 @@ test('headers: kubelet says who it is, and the probe may say otherwise', async (
   assert.equal(last!.headers.accept, '*/*');
   assert.equal(last!.headers.host, `127.0.0.1:${port}`);
   const httpHeaders = [
-    ...[{ name: 'Host', value: 'example.org' }, { name: 'X-A', value: '1' }, { name: 'x-a', value: '2' }],
-    ...[{ name: 'Accept', value: '' }, { name: 'User-Agent', value: 'me' }],
+    ...[
+      { name: 'Host', value: 'example.org' },
+      { name: 'X-A', value: '1' },
+      { name: 'x-a', value: '2' },
+    ],
+    ...[
+      { name: 'Accept', value: '' },
+      { name: 'User-Agent', value: 'me' },
+    ],
   ];
   await ask({ httpGet: { port, httpHeaders } });
   assert.deepEqual(
@@ -77,12 +90,18 @@ test('headers: kubelet says who it is, and the probe may say otherwise', async (
 });
 
 test('https without verification, IPv6, and what is not answered', async (t) => {
-  const { server: pair } = await tlsPair(t);
+  const pair = await tlsPair(t);
   const ok: RequestListener = (_request, response) => void response.end('ok');
   const tls = await listen(t, createTlsServer(pair, ok));
   const six = await listen(t, createServer(ok), '::1');
-  const mute = await listen(t, createTcpServer(() => {}));
-  const rude = await listen(t, createTcpServer((socket) => socket.end('220 smtp\r\n')));
+  const mute = await listen(
+    t,
+    createTcpServer(() => {}),
+  );
+  const rude = await listen(
+    t,
+    createTcpServer((socket) => socket.end('220 smtp\r\n')),
+  );
   assert.equal((await ask({ httpGet: { port: tls, scheme: 'HTTPS' } })).result, 'success');
   assert.equal((await ask({ httpGet: { port: tls, scheme: 'HTTP' } })).result, 'failure');
   assert.equal((await ask({ httpGet: { port: six } }, {}, '::1')).result, 'success');
@@ -103,8 +122,12 @@ test('https without verification, IPv6, and what is not answered', async (t) => 
   });
 });
 
-async function tlsPair(t: TestContext): Promise<{ server: { cert: string; key: string } }> {
-  return makeAuthority(t);
+/** A certificate that nobody trusts. */
+async function tlsPair(t: TestContext): Promise<{ cert: Buffer; key: Buffer }> {
+  const folder = await mkdtemp(join(tmpdir(), 'keelson-probe-'));
+  t.after(() => rm(folder, { recursive: true, force: true }));
+  const { cert, key } = await makeAuthority(folder, 'nobody');
+  return { cert: await readFile(cert), key: await readFile(key) };
 }
 
 test('exec: its output, its timeout, and what could not be asked', async () => {
@@ -129,7 +152,10 @@ test('exec: its output, its timeout, and what could not be asked', async () => {
   });
   fail = new KeelsonError('EXEC_FAILED', 'no such program');
   commands.length = 0;
-  assert.deepEqual(await exec({ exec: { command: ['x'] } }), { result: 'unknown', output: 'no such program' });
+  assert.deepEqual(await exec({ exec: { command: ['x'] } }), {
+    result: 'unknown',
+    output: 'no such program',
+  });
   assert.equal(commands.length, 3);
 });
 
@@ -171,8 +197,14 @@ test('grpc: what a health server says, and a server that is none', async (t) => 
     'error: health rpc probe failed: rpc error: code = NotFound desc = unknown service',
   );
   assert.equal((await grpc('slow')).output, 'timeout: health rpc did not complete within 1s');
-  assert.match((await grpc('', 1)).output, /^error: failed to connect service at "127.0.0.1:1": .*ECONNREFUSED/);
-  const mute = await listen(t, createTcpServer(() => {}));
+  assert.match(
+    (await grpc('', 1)).output,
+    /^error: failed to connect service at "127.0.0.1:1": .*ECONNREFUSED/,
+  );
+  const mute = await listen(
+    t,
+    createTcpServer(() => {}),
+  );
   assert.match((await grpc('', mute)).output, /^timeout: failed to connect service .* within 1s/);
   const other = new GrpcServer();
   const bare = await new Promise<number>((resolve) =>
@@ -189,6 +221,9 @@ test('grpc frames and verdicts, case by case', () => {
   const serving = Buffer.from([0, 0, 0, 0, 2, 8, 1]);
   assert.equal(verdict({ 'grpc-status': '0' }, serving, '1s').well, true);
   assert.match(verdict({ 'grpc-status': '0' }, Buffer.alloc(5), '1s').output, /"UNKNOWN"/);
-  assert.match(verdict({ 'grpc-status': '13', 'grpc-message': 'a%20b%zz%ff' }, serving, '1s').output, /Internal/);
-  assert.match(verdict({ ':status': 502 } as object, serving, '1s').output, /502/);
+  assert.match(
+    verdict({ 'grpc-status': '13', 'grpc-message': 'a%20b%zz%ff' }, serving, '1s').output,
+    /Internal/,
+  );
+  assert.match(verdict({ ':status': 502 } as never, serving, '1s').output, /502/);
 });
