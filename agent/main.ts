@@ -44,6 +44,7 @@ import { countPulls } from './metrics/pulls.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
 import { makePodManager } from './pods/manager.ts';
+import { makeProbeRoom } from './pods/prober.ts';
 import { kubepodsLimits, makeQosGroups, reservedGroups } from './pods/resources/qos_groups.ts';
 import { kubernetesVersion, version } from './version.ts';
 import { makeVolumes } from './volumes/manager.ts';
@@ -277,8 +278,10 @@ async function assemble(
       reserved: reservedGroups(config),
       log: log.child({ room: 'pods' }),
     });
+    const probes = makeProbeRoom(clock);
     const pods = makePodManager({
       runtime,
+      probes,
       images,
       imageAccess,
       volumes,
@@ -417,6 +420,7 @@ async function assemble(
         configuration: () => printConfig(config),
         systemLogs: config.enableSystemLogHandler ? '/var/log' : undefined,
         debugging: config.enableDebuggingHandlers,
+        probeMetrics: [probes.counts.source],
         metrics: [pulls.source, ...(imageRoom ? [fetchMetrics(imageRoom.fetchMetrics)] : []), processMetrics],
       });
       after(() => api.close());

@@ -24,6 +24,8 @@ export interface EnvOptions extends PodFacts {
   readonly container: PodContainer;
   /** What `referencesOf` named, by `valueKey`; what does not exist is absent. */
   readonly values: ReadonlyMap<string, ConfigMap | Secret>;
+  /** What `fileKeyRef`s gave, by the reference itself; what is optional and not there is absent. Default: none. */
+  readonly fileValues?: ReadonlyMap<object, string>;
   /** Services of the pod's namespace and `default/kubernetes`. */
   readonly services: readonly Service[];
   /** The node's allocatable resources, as quantities. */
@@ -128,6 +130,8 @@ function sourced(options: EnvOptions, from: Source): string | undefined {
   if (from.resourceFieldRef) {
     return resourceField(pod, container, from.resourceFieldRef, options.allocatable);
   }
+  const file = (from as { fileKeyRef?: object }).fileKeyRef;
+  if (file) return options.fileValues?.get(file);
   const ref = from.configMapKeyRef ?? from.secretKeyRef;
   if (!ref) {
     throw invalid(

@@ -102,8 +102,9 @@ export function startWorker(options: WorkerOptions): Worker {
       memory = { ...memory, probes: { ...memory.probes, [id]: result } };
       wake();
     },
-    onUnhealthy: (container, message) =>
-      tell({ events: options.events, pod }, container, 'Warning', 'Unhealthy', message),
+    room: options.probes,
+    onTell: (container, reason, message) =>
+      tell({ events: options.events, pod }, container, 'Warning', reason, message),
   });
 
   let dirty = false;
@@ -186,10 +187,12 @@ export function startWorker(options: WorkerOptions): Worker {
       ({ state, metadata }) => state === 'running' && !flights.inFlight.has(`start/${metadata.name}`),
     );
     const ip = observed.sandboxes[0]?.ips[0] ?? options.hostIps()[0] ?? '127.0.0.1';
-    prober.sync(pod, memory.termination === undefined ? running : [], ip, ({ id, metadata }) => {
+    const wasStarted = ({ id, metadata }: (typeof running)[number]) => {
       const written = oldStatusOf(pod.status, metadata.name);
       return written?.started === true && written.containerID === containerIdOf({ id }, config.runtimeName);
-    });
+    };
+    const wanted = memory.termination?.kind === 'removed' ? [] : running;
+    prober.sync(pod, wanted, ip, wasStarted, memory.termination !== undefined);
   }
 
   function act(next: Plan): void {

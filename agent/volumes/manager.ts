@@ -11,6 +11,7 @@ import { makeEmptyDir } from './emptydir.ts';
 import { checkHostPath } from './hostpath.ts';
 import { isMountPoint, mountTmpfs, unmountBelow } from './mounts.ts';
 import { nestedMountPoints } from './nested.ts';
+import { makePatience } from './patience.ts';
 import { type Collected, collect, tokenKey } from './sources.ts';
 import { removeBelow } from './teardown.ts';
 import { makeTokens } from './tokens.ts';
@@ -49,6 +50,7 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
   const podsDir = join(options.kubeletDir, 'pods');
   const tokens = makeTokens({ client: options.client, clock, log, random });
   const queue = keyedQueue();
+  const patience = makePatience({ clock });
   /** When `setUp` is due again, monotonic; by pod uid. */
   const dueAt = new Map<string, number>();
 
@@ -112,7 +114,7 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
   ): Promise<{ ready: ReadyVolume; due?: number }> => {
     const { name, hostPath, emptyDir } = volume;
     if (hostPath) {
-      await checkHostPath(hostPath.path, hostPath.type);
+      await patience.ask(hostPath.path, () => checkHostPath(hostPath.path, hostPath.type), signal);
       return { ready: { name, hostPath: hostPath.path, readOnly: false } };
     }
     for (const kind of Object.keys(atomicKinds) as AtomicKind[]) {

@@ -5,7 +5,7 @@ import type { Event, Node, Pod, PodSpec } from 'kubernetes-types/core/v1.js';
 import { clusterPrograms } from '../peers/binaries.ts';
 import { type Cluster, startCluster } from '../peers/cluster.ts';
 import { busyboxImage, pushImage } from '../peers/image.ts';
-import { startNode, type TestNode } from '../peers/node.ts';
+import { startNode, type TestNode, type TestNodeOptions } from '../peers/node.ts';
 import { waitFor } from '../peers/process.ts';
 import { hasRegistry, startRegistry } from '../peers/registry.ts';
 
@@ -42,8 +42,8 @@ export interface Stage {
   nodeReports(): Promise<void>;
 }
 
-/** Starts all of it; it ends with `t`. */
-export async function setStage(t: TestContext): Promise<Stage> {
+/** Starts all of it; it ends with `t`. `config`: of the node, over what is set here. */
+export async function setStage(t: TestContext, config: TestNodeOptions['config'] = {}): Promise<Stage> {
   const registry = await startRegistry(t);
   const images = { one: `${registry.host}/test/web:1`, two: `${registry.host}/test/web:2` };
   await pushImage(registry.host, 'test/web:1', busyboxImage({ page: 'one\n' }));
@@ -59,7 +59,7 @@ export async function setStage(t: TestContext): Promise<Stage> {
   cluster = await startCluster();
   node = await startNode({
     kubeconfig: ({ name }) => cluster!.makeNodeKubeconfig(name),
-    config: { authentication: { x509: { clientCAFile: cluster.caFile } }, registryPullQPS: 0 },
+    config: { authentication: { x509: { clientCAFile: cluster.caFile } }, registryPullQPS: 0, ...config },
   });
   const stage = makeStage(cluster, node, registry.host, images);
   await stage.nodeReports();

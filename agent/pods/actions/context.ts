@@ -8,6 +8,7 @@ import type { ApiserverClient, EventRecorder, ObjectCache, Pod } from '../../api
 import type { ImageAccess } from '../../images/access.ts';
 import type { ReadyVolume, VolumeManager } from '../../volumes/types.ts';
 import type { PodMemory } from '../plan/memory.ts';
+import type { ProbeRoom } from '../prober.ts';
 import type { KernelSettings } from '../resources/kernel_limits.ts';
 import { ephemeralContainers, initContainers } from '../spec/pod.ts';
 import type { CgroupSettings } from '../spec/qos.ts';
@@ -60,6 +61,8 @@ export interface Shared {
   readonly objects: ObjectCache;
   readonly events: EventRecorder;
   readonly config: PodsConfig;
+  /** Default: one for each pod. */
+  readonly probes?: ProbeRoom;
   readonly nodeName: string;
   readonly hostIps: () => readonly string[];
   readonly allocatable: () => Readonly<Record<string, string>>;

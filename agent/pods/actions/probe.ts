@@ -1,27 +1,25 @@
-/** Asking a container once whether it is well: exec, tcpSocket, httpGet. */
+/** Asking a container once whether it is well: exec, tcpSocket, httpGet, grpc (kubelet's prober.runProbe). */
 import { connect } from 'node:net';
 import type { RuntimeService } from '../../../runtime/api.ts';
-import { abortError, describe } from '../../../runtime/host/errors.ts';
-import { makeHttpClient } from '../../../runtime/host/http.ts';
+import { abortError, describe, isError, KeelsonError } from '../../../runtime/host/errors.ts';
 import type { PodContainer } from '../../apiserver/types.ts';
+import { expand } from '../env.ts';
+import { authorityOf, portOf } from '../probes/address.ts';
+import { goWords, headersOf, httpGet, urlOf } from '../probes/http_get.ts';
 
 export type Probe = NonNullable<PodContainer['readinessProbe']>;
 
 export interface ProbeAnswer {
-  readonly well: boolean;
-  /** What is told of a failure. */
+  /** `unknown`: the question could not be asked; it says nothing of the container. */
+  readonly result: 'success' | 'warning' | 'failure' | 'unknown';
+  /** What is told of anything but a success; at most 10 KiB. */
   readonly output: string;
 }
 
-/** The port of a probe or hook, by number or by a name in the container's ports. */
-export function portOf(container: PodContainer, port: string | number): number {
-  if (typeof port === 'number') return port;
-  return container.ports?.find(({ name }) => name === port)?.containerPort ?? Number(port);
-}
-
-function hostInUrl(host: string): string {
-  return host.includes(':') ? `[${host}]` : host;
-}
+const outputBytes = 10 * 1024;
+/** Times that a question which could not be asked is asked anew at once, the first included. */
+const tries = 3;
+const success: ProbeAnswer = { result: 'success', output: '' };
 
 /** Never throws for a container that is not well; throws when the caller's own signal aborts. */
 export async function probeOnce(
@@ -32,22 +30,74 @@ export async function probeOnce(
   probe: Probe,
   signal: AbortSignal,
 ): Promise<ProbeAnswer> {
-  const timeoutMs = (probe.timeoutSeconds ?? 1) * 1000;
-  const limited = AbortSignal.any([signal, AbortSignal.timeout(timeoutMs)]);
-  try {
-    if (probe.exec !== undefined)
-      return await byExec(runtime, id, probe.exec.command ?? [], timeoutMs, signal);
-    if (probe.tcpSocket !== undefined) {
-      await byConnect(probe.tcpSocket.host || podIp, portOf(container, probe.tcpSocket.port), limited);
-      return { well: true, output: '' };
+  const timeoutMs = (probe.timeoutSeconds || 1) * 1000;
+  for (let count = 1; ; count++) {
+    const limit = new AbortController();
+    const timer = setTimeout(() => limit.abort(tooLate), timeoutMs);
+    const stop = () => limit.abort(signal.reason);
+    signal.addEventListener('abort', stop, { once: true });
+    try {
+      if (signal.aborted) throw abortError(signal, 'probe');
+      return await ask(runtime, container, id, podIp, probe, timeoutMs, limit.signal, signal);
+    } catch (error) {
+      if (signal.aborted) throw abortError(signal, 'probe');
+      if (count === tries) return { result: 'unknown', output: describe(error) };
+    } finally {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', stop);
     }
-    if (probe.httpGet !== undefined) return await byGet(container, probe.httpGet, podIp, limited);
-    // grpc is not known here: a container is not called sick for a question that was not asked.
-    return { well: true, output: '' };
-  } catch (error) {
-    if (signal.aborted) throw abortError(signal, 'probe');
-    return { well: false, output: describe(error) };
   }
+}
+
+/** One object for all: an error with a stack for every probe would cost more than the probe. */
+const tooLate = new KeelsonError(
+  'DEADLINE_EXCEEDED',
+  'context deadline exceeded (Client.Timeout exceeded while awaiting headers)',
+);
+
+/** Throws what is `unknown`. `limited` aborts at the timeout or with `signal`. */
+async function ask(
+  runtime: RuntimeService,
+  container: PodContainer,
+  id: string,
+  podIp: string,
+  probe: Probe,
+  timeoutMs: number,
+  limited: AbortSignal,
+  signal: AbortSignal,
+): Promise<ProbeAnswer> {
+  if (probe.exec !== undefined) {
+    // Only variables with a value of their own are known here, as in kubelet.
+    const fixed = new Map(
+      (container.env ?? []).filter(({ value }) => value).map(({ name, value }) => [name, value!]),
+    );
+    const command = (probe.exec.command ?? []).map((text) => expand(text, (name) => fixed.get(name)));
+    return byExec(runtime, id, command, timeoutMs, signal);
+  }
+  if (probe.tcpSocket !== undefined)
+    return byConnect(probe.tcpSocket.host || podIp, portOf(container, probe.tcpSocket.port), limited);
+  if (probe.httpGet !== undefined) {
+    const url = urlOf(container, probe.httpGet, podIp);
+    const headers = headersOf(probe.httpGet, 'probe');
+    let answer: Awaited<ReturnType<typeof httpGet>>;
+    try {
+      answer = await httpGet(url, headers, limited);
+    } catch (error) {
+      return { result: 'failure', output: (error as Error).message };
+    }
+    const { status, body } = answer;
+    if (status < 200 || status >= 400)
+      return { result: 'failure', output: `HTTP probe failed with statuscode: ${status}` };
+    if (status < 300) return success;
+    return { result: 'warning', output: `Probe terminated redirects, Response body: ${body}` };
+  }
+  if (probe.grpc !== undefined) {
+    const { grpcHealth } = await import('../probes/grpc.ts');
+    const { port, service } = probe.grpc;
+    const { well, output } = await grpcHealth(podIp, port, service ?? '', timeoutMs, limited);
+    return { result: well ? 'success' : 'failure', output };
+  }
+  throw new KeelsonError('FAILED_PRECONDITION', `missing probe handler for container ${container.name}`);
 }
 
 async function byExec(
@@ -57,51 +107,33 @@ async function byExec(
   timeoutMs: number,
   signal: AbortSignal,
 ): Promise<ProbeAnswer> {
-  const { exitCode, stdout, stderr } = await runtime.execSync(id, command, timeoutMs, signal);
-  const output = Buffer.concat([stdout, stderr])
-    .subarray(0, 10 * 1024)
-    .toString('utf8');
-  return { well: exitCode === 0, output };
-}
-
-function byConnect(host: string, port: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const socket = connect({ host, port });
-    const abort = () => socket.destroy(abortError(signal, `connection to ${host}:${port}`));
-    signal.addEventListener('abort', abort, { once: true });
-    socket.once('error', reject);
-    socket.once('connect', () => {
-      socket.destroy();
-      resolve();
-    });
-    socket.once('close', () => signal.removeEventListener('abort', abort));
-  });
-}
-
-async function byGet(
-  container: PodContainer,
-  action: NonNullable<Probe['httpGet']>,
-  podIp: string,
-  signal: AbortSignal,
-): Promise<ProbeAnswer> {
-  const path = action.path ?? '/';
-  const authority = `${hostInUrl(action.host || podIp)}:${portOf(container, action.port)}`;
-  const scheme = (action.scheme ?? 'HTTP').toLowerCase();
-  const url = new URL(`${scheme}://${authority}${path.startsWith('/') ? '' : '/'}${path}`);
-  const headers: Record<string, string> = {
-    'user-agent': 'kube-probe/keelson',
-    accept: '*/*',
-    connection: 'close',
-  };
-  for (const { name, value } of action.httpHeaders ?? []) headers[name.toLowerCase()] = value;
-  // A pod's certificate is not verified, and a connection is not kept: each probe shows what a new client would see.
-  const http = makeHttpClient({ tls: { insecure: true }, connections: 1 });
   try {
-    const { statusCode, body } = await http.request({ method: 'GET', url, headers, signal });
-    await body.dump({ limit: 10 * 1024 });
-    const well = statusCode >= 200 && statusCode < 400;
-    return { well, output: well ? '' : `HTTP probe failed with statuscode: ${statusCode}` };
-  } finally {
-    await http.destroy();
+    const { exitCode, stdout, stderr } = await runtime.execSync(id, command, timeoutMs, signal);
+    if (exitCode === 0) return success;
+    const output = Buffer.concat([stdout, stderr]).subarray(0, outputBytes).toString('utf8');
+    return { result: 'failure', output };
+  } catch (error) {
+    if (!isError(error, 'DEADLINE_EXCEEDED')) throw error;
+    const text = JSON.stringify(command.join(' '));
+    return {
+      result: 'failure',
+      output: `command timed out: ${text} timed out after ${timeoutMs / 1000}s`.slice(0, outputBytes),
+    };
   }
+}
+
+/** A connection is all that is asked for; it is closed at once. */
+function byConnect(host: string, port: number, signal: AbortSignal): Promise<ProbeAnswer> {
+  return new Promise((resolve) => {
+    const socket = connect({ host, port });
+    const end = (answer: ProbeAnswer) => {
+      signal.removeEventListener('abort', late);
+      socket.destroy();
+      resolve(answer);
+    };
+    const late = () => end({ result: 'failure', output: `dial tcp ${authorityOf(host, port)}: i/o timeout` });
+    signal.addEventListener('abort', late, { once: true });
+    socket.once('error', (error) => end({ result: 'failure', output: goWords(error) }));
+    socket.once('connect', () => end(success));
+  });
 }

@@ -137,17 +137,46 @@ async function environment(context: ActionContext, container: PodContainer): Pro
       if (apiStatus(error) !== 404) throw error;
     }
   });
-  const [services] = await Promise.all([objects.services(namespace), ...fetched]);
+  const [services, fileValues] = await Promise.all([
+    objects.services(namespace),
+    fileVariables(context, container),
+    ...fetched,
+  ]);
   return makeEnv({
     pod,
     container,
     values,
+    fileValues,
     services,
     allocatable: context.allocatable(),
     podIPs: context.observed.sandboxes[0]?.ips ?? [],
     hostIPs: context.hostIps(),
     nodeName: context.nodeName,
   });
+}
+
+/** What variables from files are, by their references. */
+async function fileVariables(
+  { pod, ready }: ActionContext,
+  container: PodContainer,
+): Promise<ReadonlyMap<object, string>> {
+  const values = new Map<object, string>();
+  if (!container.env?.some(({ valueFrom }) => valueFrom && 'fileKeyRef' in valueFrom)) return values;
+  const { fileKeyRefOf, readFileKey } = await import('./env_file.ts');
+  for (const variable of container.env) {
+    const ref = variable.value ? undefined : fileKeyRefOf(variable);
+    if (ref === undefined) continue;
+    const folder = ready.get(ref.volumeName)?.hostPath;
+    const isEmptyDir = pod.spec?.volumes?.some(({ name, emptyDir }) => name === ref.volumeName && emptyDir);
+    if (folder === undefined || !isEmptyDir)
+      throw new KeelsonError(
+        'CONTAINER_CONFIG_INVALID',
+        `cannot find the volume "${ref.volumeName}" referenced by FileKeyRef`,
+      );
+    const value = await readFileKey(folder, ref);
+    if (value !== undefined) values.set(ref, value);
+  }
+  return values;
 }
 
 /** Replaced only when it differs: running containers have the file itself mounted. */

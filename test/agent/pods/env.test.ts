@@ -190,7 +190,7 @@ test('a NUL byte cannot be in an environment', () => {
 });
 
 test('an unsupported source is refused by name', () => {
-  refused({ env: [{ name: 'V', valueFrom: { fileKeyRef: {} } as object }] }, /from fileKeyRef, which is not/);
+  refused({ env: [{ name: 'V', valueFrom: { otherRef: {} } as object }] }, /from otherRef, which is not/);
   refused({ env: [{ name: 'V', valueFrom: {} }] }, /from nowhere/);
 });
 

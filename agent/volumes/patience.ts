@@ -1,0 +1,114 @@
+/**
+ * Looking at paths of the host that may never answer: a network file system whose server is gone holds whoever asks
+ * in the kernel, and with it one of Node's few threads for files. So few such questions are under way at once, and a
+ * mount that owes an answer is not asked again until it has given it.
+ */
+import { readFile } from 'node:fs/promises';
+import type { Clock } from '../../runtime/host/clock.ts';
+import { abortError, KeelsonError } from '../../runtime/host/errors.ts';
+
+export interface Patience {
+  /**
+   * `question` about `path`. Throws VOLUME_FAILED when there is no answer in time, at once where the path's mount
+   * still owes one; ABORTED. What was asked goes on in the background.
+   */
+  ask<T>(path: string, question: () => Promise<T>, signal?: AbortSignal): Promise<T>;
+}
+
+export interface PatienceOptions {
+  readonly clock: Clock;
+  /** Milliseconds to wait for an answer. Default 5,000. */
+  readonly answerMs?: number;
+  /** Milliseconds after which an unanswered question makes room for the next one. Default 500. */
+  readonly suspiciousMs?: number;
+  /** The kernel's mounts, as `/proc/self/mountinfo` has them. Reading them never waits for a file system. */
+  readonly mounts?: () => Promise<string>;
+}
+
+export function makePatience(options: PatienceOptions): Patience {
+  const { clock, answerMs = 5_000, suspiciousMs = 500 } = options;
+  const mounts = options.mounts ?? (() => readFile('/proc/self/mountinfo', 'utf8'));
+  /** Paths of questions that have taken too long already. */
+  const owed = new Map<symbol, string>();
+  let line: Promise<void> = Promise.resolve();
+
+  /** One question at a time, for as long as they are answered at once: an unanswered one holds one thread only. */
+  async function turn(): Promise<() => void> {
+    const before = line;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    line = before.then(() => promise);
+    await before;
+    return resolve;
+  }
+
+  async function refuseWhereOwed(path: string): Promise<void> {
+    if (owed.size === 0) return;
+    const points = mountPoints(await mounts());
+    const own = mountPointOf(path, points);
+    for (const other of owed.values()) {
+      if (other === path || mountPointOf(other, points) === own) throw silent(path);
+    }
+  }
+
+  async function asked<T>(path: string, question: () => Promise<T>): Promise<T> {
+    const next = await turn();
+    const key = Symbol(path);
+    let cancel = () => {};
+    try {
+      await refuseWhereOwed(path);
+      cancel = clock.after(suspiciousMs, () => {
+        owed.set(key, path);
+        next();
+      });
+      return await question();
+    } finally {
+      cancel();
+      owed.delete(key);
+      next();
+    }
+  }
+
+  return {
+    ask(path, question, signal) {
+      return new Promise((resolve, reject) => {
+        const abort = () => reject(abortError(signal!, `looking at ${path}`));
+        if (signal?.aborted) return abort();
+        signal?.addEventListener('abort', abort, { once: true });
+        const cancel = clock.after(answerMs, () => reject(silent(path)));
+        asked(path, question)
+          .then(resolve, reject)
+          .finally(() => {
+            cancel();
+            signal?.removeEventListener('abort', abort);
+          });
+      });
+    },
+  };
+}
+
+function silent(path: string): KeelsonError {
+  return new KeelsonError('VOLUME_FAILED', `the file system of ${path} does not answer`, {
+    hint: 'see whether the server of that mount can be reached',
+  });
+}
+
+/** The mount points in mountinfo (field 5, with octal escapes). Pure. */
+export function mountPoints(mountinfo: string): readonly string[] {
+  return mountinfo
+    .split('\n')
+    .map((row) => row.split(' ')[4])
+    .filter((point) => point !== undefined)
+    .map((point) =>
+      point.replace(/\\([0-7]{3})/g, (_, code: string) => String.fromCharCode(Number.parseInt(code, 8))),
+    );
+}
+
+/** The longest mount point that the path is on or below; links in it are not looked at. Pure. */
+export function mountPointOf(path: string, points: readonly string[]): string {
+  const full = `${path.replace(/\/+$/, '')}/`;
+  let best = '/';
+  for (const point of points) {
+    if (point.length > best.length && full.startsWith(`${point}/`)) best = point;
+  }
+  return best;
+}
