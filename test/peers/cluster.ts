@@ -21,6 +21,8 @@ export interface Cluster {
   /** `https://127.0.0.1:PORT`. */
   readonly url: string;
   readonly folder: string;
+  /** Path of kubectl. */
+  readonly kubectlProgram: string;
   /** The authority of all certificates, PEM. */
   readonly caFile: string;
   /** system:masters. */
@@ -194,6 +196,7 @@ export async function startCluster(found?: ClusterPrograms): Promise<Cluster> {
     return {
       url,
       folder,
+      kubectlProgram: programs.kubectl,
       caFile: authority.cert,
       adminKubeconfig,
       admin,

@@ -19,6 +19,8 @@ export interface E2ePrograms {
   readonly ginkgo: string;
   /** Of the image that has it as `/agnhost`: a static program of many verbs. */
   readonly agnhost: string;
+  /** Prints its effective user id. */
+  readonly nonewprivs: string;
 }
 
 /**
@@ -31,11 +33,11 @@ export async function e2ePrograms(): Promise<E2ePrograms | { readonly missing: s
     pins,
     label: `e2e-${version}`,
     programs: [
-      {
-        name: 'agnhost',
-        package: 'k8s.io/kubernetes/test/images/agnhost',
+      ...(['agnhost', 'nonewprivs'] as const).map((name) => ({
+        name,
+        package: `k8s.io/kubernetes/test/images/${name}`,
         ldflags: '-s -w',
-      },
+      })),
       { name: 'ginkgo', package: 'github.com/onsi/ginkgo/v2/ginkgo', ldflags: '-s -w' },
       {
         name: 'e2e.test',
@@ -48,7 +50,13 @@ export async function e2ePrograms(): Promise<E2ePrograms | { readonly missing: s
   });
   if ('missing' in built) return built;
   const at = (name: string) => join(built.folder, name);
-  return { version, suite: at('e2e.test'), ginkgo: at('ginkgo'), agnhost: at('agnhost') };
+  return {
+    version,
+    suite: at('e2e.test'),
+    ginkgo: at('ginkgo'),
+    agnhost: at('agnhost'),
+    nonewprivs: at('nonewprivs'),
+  };
 }
 
 /** Says where the programs are or why not: `node test/peers/e2e.ts` builds them ahead of the tests. */

@@ -6,6 +6,7 @@ package e2e
 import (
 	_ "github.com/onsi/ginkgo/v2/ginkgo"
 	_ "k8s.io/kubernetes/test/images/agnhost"
+	_ "k8s.io/kubernetes/test/images/nonewprivs"
 )
 
 // What k8s.io/kubernetes/test/e2e is made of: its own tests are the suite.
