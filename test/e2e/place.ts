@@ -2,13 +2,21 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Node } from 'kubernetes-types/core/v1.js';
+import { KeelsonError } from '../../runtime/host/errors.ts';
 import { exec } from '../../runtime/host/exec.ts';
 import { hostsToml } from '../critest/images.ts';
+import { kubeletProgram } from '../peers/binaries.ts';
 import { type Cluster, startCluster } from '../peers/cluster.ts';
-import { startNode, type TestNode } from '../peers/node.ts';
-import { waitFor } from '../peers/process.ts';
+import { findContainerd, prepareContainerd } from '../peers/containerd-service.ts';
+import { startKubelet } from '../peers/kubelet.ts';
+import { startNode } from '../peers/node.ts';
+import { type Daemon, waitFor } from '../peers/process.ts';
+import { sandboxImage } from './images.ts';
 
 const address = '192.0.2.10';
+const nodeName = 'e2e-node';
+/** Nobody answers there: no spec of the node or of volumes asks for names of services. */
+const dnsAddress = '10.217.0.10';
 const serviceAddress = '10.217.0.1';
 /** Where specs look for a node's files, whatever its configuration says. */
 const folders = [
@@ -22,7 +30,7 @@ const folders = [
 /** An address for the node, and its own folders in the places where every node has them. To be called after `settleApart`. */
 export async function furnish(folder: string): Promise<void> {
   const script = [
-    'hostname e2e-node',
+    `hostname ${nodeName}`,
     'ip link add node0 type veth peer name world0',
     'ip link set world0 up',
     `ip address add ${address}/24 dev node0`,
@@ -36,66 +44,102 @@ export async function furnish(folder: string): Promise<void> {
   await exec('sh', ['-ec', script.join('\n')], { deadlineMs: 30_000 });
 }
 
+export const peers = ['keelson', 'kubelet'] as const;
+export type Peer = (typeof peers)[number];
+
 export interface Place {
   readonly cluster: Cluster;
-  readonly node: TestNode;
+  /** Of the process that is the node. */
+  readonly daemon: Daemon;
+  readonly runtimeEndpoint: string;
   close(): Promise<void>;
 }
 
 /** Starts the control plane and the node, `registry` answering for all registries, and waits until the node is Ready. */
-export async function setPlace(folder: string, registry: string): Promise<Place> {
+export async function setPlace(peer: Peer, folder: string, registry: string): Promise<Place> {
   const registries = join(folder, 'certs.d');
   await mkdir(join(registries, '_default'), { recursive: true });
   await writeFile(join(registries, '_default/hosts.toml'), hostsToml(registry));
   const cluster = await startCluster();
-  let node: TestNode | undefined;
+  let served: { readonly daemon: Daemon; readonly runtimeEndpoint: string } | undefined;
   const close = async () => {
-    await node?.agent.kill();
+    await served?.daemon.kill();
     await cluster.close();
   };
   try {
     await serveToPods(cluster.url);
-    node = await startNode({
-      name: 'e2e-node',
-      kubeconfig: ({ name }) => cluster.makeNodeKubeconfig(name),
-      config: {
-        port: 10_250,
-        healthzPort: 10_248,
-        cgroupRoot: '/',
-        podLogsDir: '/var/log/pods',
-        authentication: { x509: { clientCAFile: cluster.caFile } },
-        clusterDNS: ['10.217.0.10'],
-        clusterDomain: 'cluster.local',
-        registryPullQPS: 0,
-        // The machine's disk is what it is.
-        imageGCHighThresholdPercent: 100,
-        keelson: {
-          stateDir: '/var/lib/keelson',
-          runDir: '/run/keelson',
-          kubeletDir: '/var/lib/kubelet',
-          containerLogsDir: '/var/log/containers',
-          cniCacheDir: '/var/lib/cni',
-          registryFolders: [registries],
-        },
-      },
-    });
-    const { agent } = node;
+    served = await (peer === 'keelson' ? startKeelson : startStock)({ cluster, folder, registries });
+    const { daemon } = served;
     const ready = async () => {
-      const object = await cluster.read<Node>('/api/v1/nodes/e2e-node');
+      const object = await cluster.read<Node>(`/api/v1/nodes/${nodeName}`);
       const conditions = object?.status?.conditions ?? [];
-      const taints = object?.spec?.taints ?? [];
-      return conditions.some(({ type, status }) => type === 'Ready' && status === 'True') &&
-        taints.length === 0
-        ? true
-        : undefined;
+      const isReady = conditions.some(({ type, status }) => type === 'Ready' && status === 'True');
+      return isReady && (object?.spec?.taints ?? []).length === 0 ? true : undefined;
     };
-    await waitFor('the node to be Ready', ready, { deadlineMs: 90_000, daemon: agent });
-    return { cluster, node, close };
+    await waitFor('the node to be Ready', ready, { deadlineMs: 90_000, daemon });
+    return { cluster, ...served, close };
   } catch (error) {
-    console.error(await node?.log(8000));
     await close();
     throw error;
   }
+}
+
+interface Wanted {
+  readonly cluster: Cluster;
+  readonly folder: string;
+  readonly registries: string;
+}
+
+async function startKeelson({ cluster, registries }: Wanted) {
+  const node = await startNode({
+    name: nodeName,
+    kubeconfig: ({ name }) => cluster.makeNodeKubeconfig(name),
+    config: {
+      port: 10_250,
+      healthzPort: 10_248,
+      cgroupRoot: '/',
+      podLogsDir: '/var/log/pods',
+      authentication: { x509: { clientCAFile: cluster.caFile } },
+      clusterDNS: [dnsAddress],
+      clusterDomain: 'cluster.local',
+      registryPullQPS: 0,
+      // The machine's disk is what it is.
+      imageGCHighThresholdPercent: 100,
+      keelson: {
+        stateDir: '/var/lib/keelson',
+        runDir: '/run/keelson',
+        kubeletDir: '/var/lib/kubelet',
+        containerLogsDir: '/var/log/containers',
+        cniCacheDir: '/var/lib/cni',
+        registryFolders: [registries],
+      },
+    },
+  });
+  return { daemon: node.agent, runtimeEndpoint: 'unix:///run/keelson/keelson.sock' };
+}
+
+/** kubelet of the suite's version on Debian sid's containerd: tells what the machine or a stand-in is to blame for. */
+async function startStock({ cluster, folder, registries }: Wanted) {
+  const [kubelet, containerd] = await Promise.all([kubeletProgram(), findContainerd()]);
+  if (typeof kubelet !== 'string') throw new KeelsonError('DEPENDENCY_MISSING', kubelet.missing);
+  if ('missing' in containerd) throw new KeelsonError('DEPENDENCY_MISSING', containerd.missing);
+  const node = await startNode({ name: nodeName, start: false });
+  const runtime = await prepareContainerd(containerd, {
+    folder: join(folder, 'containerd'),
+    cniConfDir: node.paths.cniConfDir,
+    sandboxImage,
+    registries,
+  });
+  await runtime.start();
+  const started = await startKubelet({
+    program: kubelet,
+    node: { name: nodeName, paths: node.paths, cgroupRoot: '/', ports: { api: 10_250, healthz: 10_248 } },
+    kubeconfig: await cluster.makeNodeKubeconfig(nodeName),
+    clientCaFile: cluster.caFile,
+    endpoint: runtime.endpoint,
+    config: { clusterDNS: [dnsAddress], clusterDomain: 'cluster.local', registryPullQPS: 0 },
+  });
+  return { daemon: started.daemon, runtimeEndpoint: runtime.endpoint };
 }
 
 /** The service `kubernetes`, without a proxy: its address leads to the apiserver on the loopback. */

@@ -3,6 +3,7 @@
  * keelson node on a machine of their own inside this one, with stand-ins for the suite's images. Ends with what failed, what
  * was skipped and why, and `N passed, N failed, N skipped`. Nothing is run twice. Exit code: 1 where a spec failed, or was
  * skipped that nothing allows.
+ *   --peer kubelet      against a stock kubelet and containerd instead, to see what the machine or a stand-in is to blame for
  *   --conformance       only what is called Conformance or NodeConformance
  *   --labels FILTER     only specs with these labels besides (Ginkgo's filter, as `!Slow`)
  *   --focus PATTERN     only specs whose name matches (Ginkgo's regular expression)
@@ -28,7 +29,7 @@ import { clusterPrograms } from '../peers/binaries.ts';
 import { type E2ePrograms, e2ePrograms } from '../peers/e2e.ts';
 import { startRegistry } from '../peers/registry.ts';
 import { downloadForImages, pushImages } from './images.ts';
-import { furnish, type Place, setPlace } from './place.ts';
+import { furnish, type Peer, type Place, peers, setPlace } from './place.ts';
 import { makeProgress } from './progress.ts';
 import { allowedSkips, conformanceLabels, labels, unrunnable } from './specs.ts';
 
@@ -36,6 +37,7 @@ const reportFile = 'report.json';
 
 const { values } = parseArgs({
   options: {
+    peer: { type: 'string', default: 'keelson' },
     conformance: { type: 'boolean', default: false },
     labels: { type: 'string' },
     focus: { type: 'string' },
@@ -49,6 +51,9 @@ const { values } = parseArgs({
 });
 if (!/^[1-9]\d?$/.test(values.procs)) {
   throw new KeelsonError('INVALID_ARGUMENT', `--procs ${values.procs}: not a number`);
+}
+if (!peers.includes(values.peer as Peer)) {
+  throw new KeelsonError('INVALID_ARGUMENT', `--peer ${values.peer}: not one of ${peers}`);
 }
 
 const found = await e2ePrograms();
@@ -86,8 +91,10 @@ async function inside(programs: E2ePrograms, folder: string): Promise<number> {
   let place: Place | undefined;
   try {
     const names = await pushImages(registry.host, programs, signal);
-    place = await setPlace(folder, registry.host);
-    console.log(`Kubernetes ${programs.version} end to end, with ${names.length} stand-in images`);
+    place = await setPlace(values.peer as Peer, folder, registry.host);
+    console.log(
+      `Kubernetes ${programs.version} end to end on ${values.peer}, with ${names.length} stand-in images`,
+    );
     return await validate(programs, place, folder);
   } finally {
     await place?.close();
@@ -98,7 +105,7 @@ async function inside(programs: E2ePrograms, folder: string): Promise<number> {
 async function validate(programs: E2ePrograms, place: Place, folder: string): Promise<number> {
   const code = await runSuite(programs, place, folder);
   const verdict = judge(ran(await reports(join(folder, reportFile))), allowedSkips);
-  if (place.node.agent.endedBy !== undefined) console.log(`the agent ended: ${place.node.agent.endedBy}`);
+  if (place.daemon.endedBy !== undefined) console.log(`the node's process ended: ${place.daemon.endedBy}`);
   console.log(describe(verdict, allowedSkips).join('\n'));
   if (verdict.passed.length + verdict.failed.length === 0) return code === 0 ? 1 : code;
   return code !== 0 || verdict.failed.length > 0 || verdict.unexpected.length > 0 ? 1 : 0;
@@ -126,7 +133,7 @@ async function runSuite(programs: E2ePrograms, place: Place, folder: string): Pr
     `--kubectl-path=${place.cluster.kubectlProgram}`,
     '--provider=skeleton',
     '--num-nodes=1',
-    `--container-runtime-endpoint=unix:///run/keelson/keelson.sock`,
+    `--container-runtime-endpoint=${place.runtimeEndpoint}`,
     `--report-dir=${folder}`,
   ];
   const child = spawn(programs.ginkgo, args, {
