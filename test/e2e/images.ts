@@ -3,6 +3,10 @@
  * of those that the suite's own module has.
  */
 
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { makeAuthority } from '../peers/certificates.ts';
 import { curlFiles } from '../peers/curl.ts';
 import type { E2ePrograms } from '../peers/e2e.ts';
 import { type BuiltImage, busyboxImage, pauseImage, pushImage } from '../peers/image.ts';
@@ -69,8 +73,19 @@ async function images(programs: E2ePrograms, signal: AbortSignal): Promise<Map<s
 
 /** As its Dockerfile has them. */
 async function agnhostFiles({ agnhost }: E2ePrograms, signal: AbortSignal): Promise<TarEntry[]> {
+  const folder = await mkdtemp(join(tmpdir(), 'keelson-test-agnhost-'));
+  const authority = await makeAuthority(folder, 'agnhost');
+  const pair = await authority.issue({
+    file: 'localhost',
+    commonName: 'localhost',
+    altNames: ['DNS:localhost', 'IP:127.0.0.1'],
+  });
+  const [certificate, key] = [await readFile(pair.cert), await readFile(pair.key)];
+  await rm(folder, { recursive: true });
   return [
     ...(await curlFiles(signal)),
+    { path: 'localhost.crt', content: certificate },
+    { path: 'localhost.key', content: key },
     { path: 'uploads', type: 'directory' },
     { path: 'agnhost', fromHost: agnhost, mode: 0o755 },
     { path: 'agnhost-2', type: 'symlink', target: 'agnhost' },
