@@ -7,9 +7,9 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { makeAuthority } from '../peers/certificates.ts';
-import { curlFiles } from '../peers/curl.ts';
+import { curlFiles, newBusybox } from '../peers/debian-programs.ts';
 import type { E2ePrograms } from '../peers/e2e.ts';
-import { type BuiltImage, busyboxImage, pauseImage, pushImage } from '../peers/image.ts';
+import { busyboxImage as anyBusyboxImage, type BuiltImage, pauseImage, pushImage } from '../peers/image.ts';
 import { nginxConfig, nginxFiles } from '../peers/nginx.ts';
 import type { TarEntry } from '../peers/tar.ts';
 
@@ -21,10 +21,13 @@ export const sandboxImage = 'registry.k8s.io/pause:stand-in';
 export async function downloadForImages(signal: AbortSignal): Promise<void> {
   await nginxFiles(signal);
   await curlFiles(signal);
+  await newBusybox(signal);
 }
 
 async function images(programs: E2ePrograms, signal: AbortSignal): Promise<Map<string, BuiltImage>> {
   const nginx = await nginxFiles(signal);
+  const program = await newBusybox(signal);
+  const busyboxImage: typeof anyBusyboxImage = (options) => anyBusyboxImage({ program, ...options });
   const webServer = (mark: string) =>
     busyboxImage({
       files: [

@@ -7,6 +7,7 @@ import { removeTree } from '../../runtime/host/files.ts';
 import { type DebianSuite, openSuite, unpackPackages } from './debian.ts';
 import type { TarEntry } from './tar.ts';
 
+/** Of the programs that nothing more is asked of than to be there. */
 export const suite = 'bookworm';
 
 /**
@@ -56,6 +57,7 @@ export async function fetchProgram(
   program: string,
   choose: (debian: DebianSuite) => Promise<string[]>,
   signal?: AbortSignal,
+  from = suite,
 ): Promise<void> {
   const there = () => access(join(root, program));
   if (
@@ -67,7 +69,7 @@ export async function fetchProgram(
     return;
   const partial = `${root}.${process.pid}.partial`;
   try {
-    const debian = await openSuite(suite, join(partial, 'apt'), signal);
+    const debian = await openSuite(from, join(partial, 'apt'), signal);
     await unpackPackages(await choose(debian), partial, signal);
     await rm(join(partial, 'apt'), { recursive: true });
     await rename(partial, root).catch(async (error: unknown) => {
