@@ -132,6 +132,7 @@ export async function startCluster(found?: ClusterPrograms): Promise<Cluster> {
         '--authorization-mode=Node,RBAC',
         '--enable-admission-plugins=NodeRestriction',
         '--anonymous-auth=false',
+        '--allow-privileged=true',
         '--profiling=false',
         `--client-ca-file=${authority.cert}`,
         `--tls-cert-file=${serving.cert}`,
