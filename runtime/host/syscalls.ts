@@ -364,6 +364,14 @@ export function isalInflate(): IsalInflate | undefined {
   return isal;
 }
 
+/** How many bytes of a pipe or fifo nobody has read yet (FIONREAD). */
+export function unreadBytes(fd: number): number {
+  const FIONREAD = 0x541b;
+  const count = Buffer.alloc(4);
+  check(c.ioctl(fd, FIONREAD, count), 'ask a pipe for its unread bytes');
+  return count.readInt32LE(0);
+}
+
 /** Brings `name` up in the network namespace of the calling thread (netdevice(7), SIOCSIFFLAGS). */
 export function linkUp(name: string): void {
   const AF_INET = 2;

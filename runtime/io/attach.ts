@@ -5,14 +5,14 @@
  * conmon writes to all that are attached before it does anything else, and it waits for them. So a caller that does not
  * read would hold the container up, and hide its end: it is let go of after a while.
  */
-import { closeSync, constants, openSync, writeSync } from 'node:fs';
+import { closeSync, constants, openSync } from 'node:fs';
 import { Socket } from 'node:net';
-import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import type { Clock } from '../host/clock.ts';
 import { abortError, KeelsonError } from '../host/errors.ts';
 import { connectPackets, replaceDescriptor } from '../host/syscalls.ts';
 import type { ProcessStreams, TerminalSize } from '../streaming/types.ts';
+import { tellMonitor } from './monitor_control.ts';
 import { onAbort } from './pump.ts';
 
 /** conmon sends up to 8 KiB and the first byte. */
@@ -73,9 +73,8 @@ export async function attachToMonitor(options: {
     to?.on('error', () => {});
     to?.once('close', () => end());
   }
-  streams.onResize?.((size) => {
-    if (tty && !socket.destroyed) resize(bundle, size);
-  });
+  const closed = new AbortController();
+  if (tty) streams.onResize?.(makeResize(bundle, closed.signal));
   if (stdin !== undefined) void feed(stdin, socket);
   const forget = onAbort(signal, () => end(abortError(signal!, 'attaching')));
   await new Promise<void>((resolve) => {
@@ -84,6 +83,7 @@ export async function attachToMonitor(options: {
     socket.once('close', () => resolve());
   });
   forget();
+  closed.abort();
   cancelStall();
   if (over !== undefined) throw over;
   for (const to of [streams.stdout, streams.stderr]) if (!to?.destroyed) to?.end();
@@ -122,15 +122,22 @@ async function feed(stdin: Readable, socket: Socket): Promise<void> {
   }
 }
 
-function resize(bundle: string, { width, height }: TerminalSize): void {
-  try {
-    const control = openSync(join(bundle, 'ctl'), constants.O_WRONLY | constants.O_NONBLOCK);
-    try {
-      writeSync(control, `${resizeEvent} ${height} ${width}\n`);
-    } finally {
-      closeSync(control);
+/** Tells conmon the newest size; what came while it was being told is left out but for the last. */
+function makeResize(bundle: string, signal: AbortSignal): (size: TerminalSize) => void {
+  let newest: TerminalSize | undefined;
+  let telling = false;
+  const tell = async () => {
+    telling = true;
+    while (newest !== undefined) {
+      const { width, height } = newest;
+      newest = undefined;
+      // It fails where conmon has ended, and the session is about to.
+      await tellMonitor(bundle, `${resizeEvent} ${height} ${width}`, signal).catch(() => {});
     }
-  } catch {
-    // conmon has ended, and the session is about to.
-  }
+    telling = false;
+  };
+  return (size) => {
+    newest = size;
+    if (!telling) void tell();
+  };
 }

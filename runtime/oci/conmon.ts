@@ -5,12 +5,13 @@
  * Files in the bundle that conmon makes: `ctl` and `winsz` (fifos), `attach` (socket), `oom` (when memory ran out),
  * `pid` (by the OCI runtime), `conmon.pid`; outside: `<exits>/<id>` with the exit code.
  */
-import { constants, statSync, watch } from 'node:fs';
-import { chmod, open } from 'node:fs/promises';
+import { statSync, watch } from 'node:fs';
+import { chmod } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { abortError, describe, errnoOf, isError, KeelsonError } from '../host/errors.ts';
 import { exec } from '../host/exec.ts';
+import { tellMonitor } from '../io/monitor_control.ts';
 import { identify, type ProcessIdentity, readPidFile } from '../processes.ts';
 import type { OciRuntime } from './runc.ts';
 
@@ -245,12 +246,7 @@ export async function reopenLog(bundle: string, logPath: string, signal?: AbortS
   });
   appeared.catch(() => {});
   try {
-    const control = await open(join(bundle, 'ctl'), constants.O_WRONLY | constants.O_NONBLOCK);
-    try {
-      await control.write('2 0 0\n');
-    } finally {
-      await control.close();
-    }
+    await tellMonitor(bundle, '2 0 0', cancel);
   } catch (error) {
     failed.abort();
     const errno = errnoOf(error);

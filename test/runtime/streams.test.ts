@@ -1,7 +1,7 @@
 /** exec, attach and port-forward of real containers, by client-go over SPDY and WebSocket. */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { PassThrough, Writable } from 'node:stream';
 import { type TestContext, test } from 'node:test';
@@ -10,6 +10,7 @@ import { systemClock } from '../../runtime/host/clock.ts';
 import { isError } from '../../runtime/host/errors.ts';
 import { makeLogger } from '../../runtime/host/log.ts';
 import { attachToMonitor } from '../../runtime/io/attach.ts';
+import { tellMonitor } from '../../runtime/io/monitor_control.ts';
 import { makeStreaming } from '../../runtime/streaming/server.ts';
 import type { AttachRequest, StreamingServer } from '../../runtime/streaming/types.ts';
 import { startClient, streamingClient } from '../peers/streaming-client.ts';
@@ -321,6 +322,43 @@ test('attach: who does not read is let go of, and the container goes on', { skip
     (error) => isError(error, 'ABORTED') && /nobody read/.test(error.message),
   );
   assert.equal((await machine.exited(id)).exitCode, 6);
+});
+
+test('sizes that come while the monitor is busy: the last one holds', { skip }, async (t) => {
+  const { machine } = await setStage(t);
+  const sandbox = await machine.runtime.runPodSandbox(machine.sandboxConfig(), '');
+  const id = await machine.startContainer(sandbox, ['sh'], { stdin: true, tty: true });
+  const bundle = `${machine.runDir}/containers/${id}`;
+  const monitor = Number(readFileSync(`${bundle}/conmon.pid`, 'utf8'));
+  process.kill(monitor, 'SIGSTOP');
+  t.after(() => process.kill(monitor, 'SIGCONT'));
+  const first = tellMonitor(bundle, '1 20 70', t.signal);
+  const second = tellMonitor(bundle, '1 21 71', t.signal);
+  await first;
+  process.kill(monitor, 'SIGCONT');
+  await second;
+  const stdin = new PassThrough();
+  const stdout = new PassThrough();
+  const over = new AbortController();
+  const attached = attachToMonitor({
+    ...{ bundle, tty: true, streams: { stdin, stdout }, clock: systemClock },
+    signal: AbortSignal.any([over.signal, t.signal]),
+  });
+  attached.catch(() => {});
+  // Asked until it is so: that it has been read does not yet mean that it has been done.
+  let said = '';
+  stdin.write('stty size\n');
+  for await (const chunk of stdout) {
+    said += chunk;
+    if (/^21 71\r$/m.test(said)) break;
+    if (/^\d+ \d+\r\n.*[#$] $/ms.test(said)) {
+      said = '';
+      stdin.write('stty size\n');
+    }
+  }
+  assert.match(said, /21 71/);
+  over.abort();
+  await assert.rejects(attached);
 });
 
 test('exec on a terminal: who leaves at any time leaves nothing behind', { skip }, async (t) => {
