@@ -7,7 +7,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { makeAuthority } from '../peers/certificates.ts';
-import { curlFiles, newBusybox } from '../peers/debian-programs.ts';
+import { newBusybox, toolFiles } from '../peers/debian-programs.ts';
 import type { E2ePrograms } from '../peers/e2e.ts';
 import { busyboxImage as anyBusyboxImage, type BuiltImage, pauseImage, pushImage } from '../peers/image.ts';
 import { nginxConfig, nginxFiles } from '../peers/nginx.ts';
@@ -20,7 +20,7 @@ export const sandboxImage = 'registry.k8s.io/pause:stand-in';
 /** What has to be downloaded once, from Debian. */
 export async function downloadForImages(signal: AbortSignal): Promise<void> {
   await nginxFiles(signal);
-  await curlFiles(signal);
+  await toolFiles(signal);
   await newBusybox(signal);
 }
 
@@ -86,7 +86,7 @@ async function agnhostFiles({ agnhost }: E2ePrograms, signal: AbortSignal): Prom
   const [certificate, key] = [await readFile(pair.cert), await readFile(pair.key)];
   await rm(folder, { recursive: true });
   return [
-    ...(await curlFiles(signal)),
+    ...(await toolFiles(signal)),
     { path: 'localhost.crt', content: certificate },
     { path: 'localhost.key', content: key },
     { path: 'uploads', type: 'directory' },

@@ -25,13 +25,14 @@ import { KeelsonError } from '../../runtime/host/errors.ts';
 import { removeTree } from '../../runtime/host/files.ts';
 import { runApart, settleApart } from '../critest/machine.ts';
 import { describe, type GinkgoReport, judge } from '../critest/report.ts';
+import { machineFacts } from '../critest/skips.ts';
 import { clusterPrograms } from '../peers/binaries.ts';
 import { type E2ePrograms, e2ePrograms } from '../peers/e2e.ts';
 import { startRegistry } from '../peers/registry.ts';
 import { downloadForImages, pushImages } from './images.ts';
 import { furnish, type Peer, type Place, peers, setPlace } from './place.ts';
 import { makeProgress } from './progress.ts';
-import { allowedSkips, conformanceLabels, labels, unrunnable } from './specs.ts';
+import { allowedSkips, conformanceLabels, labels, unrunnableHere } from './specs.ts';
 
 const reportFile = 'report.json';
 
@@ -103,16 +104,21 @@ async function inside(programs: E2ePrograms, folder: string): Promise<number> {
 }
 
 async function validate(programs: E2ePrograms, place: Place, folder: string): Promise<number> {
-  const code = await runSuite(programs, place, folder);
-  const verdict = judge(ran(await reports(join(folder, reportFile))), allowedSkips);
+  const facts = await machineFacts(new AbortController().signal);
+  const left = unrunnableHere(facts);
+  const skip = left.map(({ name }) => name).join('|');
+  const code = await runSuite(programs, place, folder, skip);
+  const allowed = allowedSkips(facts);
+  const verdict = judge(ran(await reports(join(folder, reportFile))), allowed);
   if (place.daemon.endedBy !== undefined) console.log(`the node's process ended: ${place.daemon.endedBy}`);
-  console.log(describe(verdict, allowedSkips).join('\n'));
+  for (const { name, because } of left) console.log(`not run: ${name}: ${because}`);
+  console.log(describe(verdict, allowed).join('\n'));
   if (verdict.passed.length + verdict.failed.length === 0) return code === 0 ? 1 : code;
   return code !== 0 || verdict.failed.length > 0 || verdict.unexpected.length > 0 ? 1 : 0;
 }
 
 /** Runs the suite, with a line of ours for each spec that has ended and its own output in `suite.log`; its exit code. */
-async function runSuite(programs: E2ePrograms, place: Place, folder: string): Promise<number> {
+async function runSuite(programs: E2ePrograms, place: Place, folder: string, skip: string): Promise<number> {
   const filters = [
     values.conformance ? conformanceLabels : labels,
     ...(values.labels === undefined ? [] : [values.labels]),
@@ -125,7 +131,7 @@ async function runSuite(programs: E2ePrograms, place: Place, folder: string): Pr
     `--json-report=${reportFile}`,
     '--timeout=4h',
     `--label-filter=${filters.map((filter) => `(${filter})`).join(' && ')}`,
-    `--skip=${unrunnable.map(({ name }) => name).join('|')}`,
+    `--skip=${skip}`,
     ...(await focus()).map((pattern) => `--focus=${pattern}`),
     programs.suite,
     '--',

@@ -1,5 +1,6 @@
 /** Which specs of Kubernetes' end-to-end suite run against keelson, and which of these may be skipped. */
 import type { AllowedSkip } from '../critest/report.ts';
+import type { MachineFacts } from '../critest/skips.ts';
 
 /** Specs of features that are not on by default and yet served by a control plane of this version: a node has to have them. */
 const features = [
@@ -25,19 +26,53 @@ export const labels = [
 /** Only what every node must do. */
 export const conformanceLabels = `(${labels}) && (Conformance || NodeConformance)`;
 
-/** Specs that cannot run here, each with its reason: a regular expression for Ginkgo. */
+/** Specs that are not run here, each with its reason: a regular expression for Ginkgo. */
 export const unrunnable: readonly { readonly name: string; readonly because: string }[] = [
   {
-    name: String.raw`\[Driver: (azure-disk|azure-file|cinder|vsphere|pd\.csi\.storage\.gke\.io|iscsi|nfs|nfs3)\]`,
+    name: String.raw`\[Driver: (azure-disk|azure-file|cinder|vsphere|pd\.csi\.storage\.gke\.io|iscsi|nfs|nfs3)\]|LocalVolumeType: gce-localssd-scsi-fs|PersistentVolumes NFS`,
     because: 'wants a cloud or a server of its own',
   },
   {
-    name: String.raw`\[Driver: csi-hostpath\]|CSI Mock|CSI mock`,
-    because: 'wants the images of CSI drivers',
+    name: String.raw`\[Driver: csi-hostpath\]|CSI Mock|CSI mock|Volume metrics|CSIInlineVolume|CSINodes`,
+    because: 'wants the images of CSI drivers and their sidecars',
   },
   { name: 'crictl|NodeProblemDetector|SSH should', because: 'logs in to the node over SSH' },
-  { name: 'Flexvolumes', because: 'removed from the kinds of volumes that keelson has' },
-  { name: 'LocalVolumeType: gce-localssd-scsi-fs', because: 'wants a disk of a cloud' },
+  { name: 'Flexvolumes', because: 'wants a driver of a kind that is deprecated' },
 ];
 
-export const allowedSkips: readonly AllowedSkip[] = [];
+/** As `unrunnable`, of this machine. */
+export function unrunnableHere(facts: MachineFacts): typeof unrunnable {
+  if (facts.userNamespaces) return unrunnable;
+  const because =
+    'the OCI runtime of this machine (runc older than 1.2) has no user namespaces with mapped mounts';
+  return [...unrunnable, { name: 'UserNamespacesSupport', because }];
+}
+
+/** What specs may skip themselves for. */
+export function allowedSkips(facts: MachineFacts): readonly AllowedSkip[] {
+  return [
+    ...(facts.appArmor
+      ? []
+      : [
+          {
+            name: 'AppArmor',
+            reason: /AppArmor/i,
+            count: Infinity,
+            because: 'the kernel of this machine has no AppArmor',
+          },
+        ]),
+    {
+      name: '',
+      reason:
+        /^Only supported for providers|^Requires at least \d+ (ready )?(schedulable )?nodes?|^Requires (at least )?\d+ nodes/,
+      count: Infinity,
+      because: 'wants a cloud, or more than one node',
+    },
+    {
+      name: 'SupplementalGroupsPolicy',
+      reason: /does not support/i,
+      count: Infinity,
+      because: 'is for nodes that do not have the feature',
+    },
+  ];
+}

@@ -5,19 +5,25 @@ import { cacheFolder } from './go-programs.ts';
 import { fetchProgram, linkedFiles, suite } from './linked-program.ts';
 import type { TarEntry } from './tar.ts';
 
-const packages = ['bash', 'curl'];
+const packages = ['bash', 'curl', 'util-linux'];
+const programs = ['usr/bin/bash', 'usr/bin/curl', 'usr/bin/nsenter'];
 
-/** `/usr/bin/curl` and `/bin/bash` with their libraries; the first call on a machine downloads 20 MB from Debian. */
-export async function curlFiles(signal?: AbortSignal): Promise<TarEntry[]> {
-  const root = join(cacheFolder(), `curl-bash-${suite}`);
+/**
+ * bash, curl and nsenter in `/usr/bin`, with their libraries; the first call on a machine downloads 20 MB from Debian.
+ * busybox's own nsenter would not start the programs of where it enters, but itself for all that it has an applet for.
+ */
+export async function toolFiles(signal?: AbortSignal): Promise<TarEntry[]> {
+  const root = join(cacheFolder(), `tools-${suite}`);
   const choose = (debian: DebianSuite) => debian.downloadWithDependencies(packages);
-  await fetchProgram(root, 'usr/bin/bash', choose, signal);
-  const files = [...(await linkedFiles(root, 'usr/bin/curl')), ...(await linkedFiles(root, 'usr/bin/bash'))];
+  await fetchProgram(root, programs[0]!, choose, signal);
+  const files = (await Promise.all(programs.map((program) => linkedFiles(root, program)))).flat();
   const seen = new Set<string>();
   return [
-    // Both have the loader and some libraries.
+    // All have the loader and some libraries.
     ...files.filter(({ path }) => !seen.has(path) && seen.add(path)),
-    { path: 'bin/bash', type: 'symlink', target: '/usr/bin/bash' },
+    ...['bash', 'nsenter'].map(
+      (name): TarEntry => ({ path: `bin/${name}`, type: 'symlink', target: `/usr/bin/${name}` }),
+    ),
   ];
 }
 
