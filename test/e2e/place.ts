@@ -1,5 +1,5 @@
 /** What the suite runs against: a network interface, a registry, a control plane, and a node with a machine to itself. */
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdir, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Node } from 'kubernetes-types/core/v1.js';
 import { KeelsonError } from '../../runtime/host/errors.ts';
@@ -10,7 +10,7 @@ import { type Cluster, startCluster } from '../peers/cluster.ts';
 import { findContainerd, prepareContainerd } from '../peers/containerd-service.ts';
 import { startKubelet } from '../peers/kubelet.ts';
 import { startNode } from '../peers/node.ts';
-import { type Daemon, waitFor } from '../peers/process.ts';
+import { type Daemon, startDaemon, waitFor } from '../peers/process.ts';
 import { sandboxImage } from './images.ts';
 
 const address = '192.0.2.10';
@@ -68,6 +68,7 @@ export async function setPlace(peer: Peer, folder: string, registry: string): Pr
   };
   try {
     await serveToPods(cluster.url);
+    if (peer === 'keelson') await poseAsKubelet(folder);
     served = await (peer === 'keelson' ? startKeelson : startStock)({ cluster, folder, registries });
     const { daemon } = served;
     const ready = async () => {
@@ -140,6 +141,13 @@ async function startStock({ cluster, folder, registries }: Wanted) {
     config: { clusterDNS: [dnsAddress], clusterDomain: 'cluster.local', registryPullQPS: 0 },
   });
   return { daemon: started.daemon, runtimeEndpoint: runtime.endpoint };
+}
+
+/** Specs enter the mount namespace of a process of this name, which is the machine's. It ends with this one. */
+async function poseAsKubelet(folder: string): Promise<void> {
+  const name = join(folder, 'kubelet');
+  await symlink('/bin/sleep', name);
+  await startDaemon(name, ['infinity'], { logFile: '/dev/null' });
 }
 
 /** The service `kubernetes`, without a proxy: its address leads to the apiserver on the loopback. */
