@@ -44,6 +44,12 @@ export async function furnish(folder: string): Promise<void> {
   await exec('sh', ['-ec', script.join('\n')], { deadlineMs: 30_000 });
 }
 
+/** Asked of the kernel, in the network namespace that is the machine's own. */
+export async function hasDummyLinks(): Promise<boolean> {
+  const script = 'ip link add dummy-try type dummy && ip link delete dummy-try';
+  return (await exec('sh', ['-c', script], { deadlineMs: 10_000, okCodes: 'any' })).code === 0;
+}
+
 export const peers = ['keelson', 'kubelet'] as const;
 export type Peer = (typeof peers)[number];
 

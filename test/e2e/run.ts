@@ -30,7 +30,7 @@ import { clusterPrograms } from '../peers/binaries.ts';
 import { type E2ePrograms, e2ePrograms } from '../peers/e2e.ts';
 import { startRegistry } from '../peers/registry.ts';
 import { downloadForImages, pushImages } from './images.ts';
-import { furnish, type Peer, type Place, peers, setPlace } from './place.ts';
+import { furnish, hasDummyLinks, type Peer, type Place, peers, setPlace } from './place.ts';
 import { makeProgress } from './progress.ts';
 import { allowedSkips, conformanceLabels, labels, unrunnableHere } from './specs.ts';
 
@@ -104,7 +104,10 @@ async function inside(programs: E2ePrograms, folder: string): Promise<number> {
 }
 
 async function validate(programs: E2ePrograms, place: Place, folder: string): Promise<number> {
-  const facts = await machineFacts(new AbortController().signal);
+  const facts = {
+    ...(await machineFacts(new AbortController().signal)),
+    dummyLinks: await hasDummyLinks(),
+  };
   const left = unrunnableHere(facts);
   const skip = left.map(({ name }) => name).join('|');
   const code = await runSuite(programs, place, folder, skip);

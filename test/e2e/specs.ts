@@ -40,12 +40,24 @@ export const unrunnable: readonly { readonly name: string; readonly because: str
   { name: 'Flexvolumes', because: 'wants a driver of a kind that is deprecated' },
 ];
 
+export interface PlaceFacts extends MachineFacts {
+  /** The kernel makes network interfaces of the kind `dummy`. */
+  readonly dummyLinks: boolean;
+}
+
 /** As `unrunnable`, of this machine. */
-export function unrunnableHere(facts: MachineFacts): typeof unrunnable {
-  if (facts.userNamespaces) return unrunnable;
-  const because =
-    'the OCI runtime of this machine (runc older than 1.2) has no user namespaces with mapped mounts';
-  return [...unrunnable, { name: 'UserNamespacesSupport', because }];
+export function unrunnableHere(facts: PlaceFacts): typeof unrunnable {
+  const more = [];
+  if (!facts.userNamespaces) {
+    const because =
+      'the OCI runtime of this machine (runc older than 1.2) has no user namespaces with mapped mounts';
+    more.push({ name: 'UserNamespacesSupport', because });
+  }
+  if (!facts.dummyLinks) {
+    const because = 'the kernel of this machine has no network interfaces of the kind dummy';
+    more.push({ name: 'PrivilegedPod should enable privileged commands', because });
+  }
+  return [...unrunnable, ...more];
 }
 
 /** What specs may skip themselves for. */
