@@ -25,12 +25,16 @@ export async function makeEmptyDir(folder: string, source: EmptyDir, pod: Pod): 
   await mkdir(folder, { recursive: true });
   if (await isMountPoint(folder)) return;
   // Owner and mode come with the mount, so that a crash cannot leave it half made.
-  const rights = [`mode=${fsGroup === undefined ? '0777' : '2777'}`, `gid=${fsGroup ?? 0}`];
+  const rights = (sticky: number) => [
+    `mode=${sticky + (fsGroup === undefined ? 0 : 2)}777`,
+    `gid=${fsGroup ?? 0}`,
+  ];
   if (isHuge) {
-    mount('nodev', folder, 'hugetlbfs', 0, [...rights, `pagesize=${hugePageSize(medium, pod)}`].join(','));
+    mount('nodev', folder, 'hugetlbfs', 0, [...rights(0), `pagesize=${hugePageSize(medium, pod)}`].join(','));
   } else {
     const size = memoryLimit(source, pod);
-    mountTmpfs(folder, size === undefined ? rights : [...rights, `size=${size}`]);
+    // A tmpfs has the sticky bit by itself, and keeps it in pods.
+    mountTmpfs(folder, size === undefined ? rights(1) : [...rights(1), `size=${size}`]);
   }
 }
 

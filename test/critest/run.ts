@@ -18,7 +18,6 @@ import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { KeelsonError } from '../../runtime/host/errors.ts';
-import { exec } from '../../runtime/host/exec.ts';
 import { removeTree } from '../../runtime/host/files.ts';
 import { containerdPrograms } from '../peers/containerd.ts';
 import { type CriTools, criTools } from '../peers/cri-tools.ts';
@@ -29,7 +28,7 @@ import { pushImages } from './images.ts';
 import { runApart, settleApart } from './machine.ts';
 import { describe, type GinkgoReport, judge } from './report.ts';
 import { type Peer, peers, type ServedRuntime, startRuntime } from './runtimes.ts';
-import { allowedSkips, type MachineFacts, unrunnable } from './skips.ts';
+import { allowedSkips, machineFacts, unrunnable } from './skips.ts';
 
 const usage = 'INVALID_ARGUMENT';
 const reportFile = 'report.json';
@@ -136,13 +135,4 @@ async function critest(tools: CriTools, runtime: ServedRuntime, folder: string):
 
 async function reports(folder: string): Promise<GinkgoReport[]> {
   return JSON.parse(await readFile(join(folder, reportFile), 'utf8')) as GinkgoReport[];
-}
-
-async function machineFacts(signal: AbortSignal): Promise<MachineFacts> {
-  const appArmor = await readFile('/sys/module/apparmor/parameters/enabled', 'utf8').catch(() => 'N');
-  const { stdout } = await exec('runc', ['--version'], { deadlineMs: 10_000, signal });
-  const [major, minor] = (/version (\d+)\.(\d+)/.exec(stdout.toString('utf8')) ?? ['', '0', '0'])
-    .slice(1)
-    .map(Number);
-  return { appArmor: appArmor.startsWith('Y'), userNamespaces: major! > 1 || minor! >= 2 };
 }

@@ -1,4 +1,6 @@
 /** The specs of critest that may be skipped on keelson; any other one that is skipped hides a gap. */
+import { readFile } from 'node:fs/promises';
+import { exec } from '../../runtime/host/exec.ts';
 import type { AllowedSkip } from './report.ts';
 
 /** Facts of the machine that decide about skips. */
@@ -42,4 +44,13 @@ export function allowedSkips(facts: MachineFacts): readonly AllowedSkip[] {
     },
   ];
   return rules.filter(({ when }) => when !== false);
+}
+
+export async function machineFacts(signal: AbortSignal): Promise<MachineFacts> {
+  const appArmor = await readFile('/sys/module/apparmor/parameters/enabled', 'utf8').catch(() => 'N');
+  const { stdout } = await exec('runc', ['--version'], { deadlineMs: 10_000, signal });
+  const [major, minor] = (/version (\d+)\.(\d+)/.exec(stdout.toString('utf8')) ?? ['', '0', '0'])
+    .slice(1)
+    .map(Number);
+  return { appArmor: appArmor.startsWith('Y'), userNamespaces: major! > 1 || minor! >= 2 };
 }

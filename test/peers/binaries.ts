@@ -67,7 +67,7 @@ function recipes(version: string): readonly GoProgram[] {
 }
 
 /** The version is set as the official builds set it, since the apiserver's and kubectl's behaviour depends on it. */
-function stampedFlags(version: string): string {
+export function stampedFlags(version: string): string {
   const minor = version.split('.')[1]!;
   const facts = {
     gitVersion: version,

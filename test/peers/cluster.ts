@@ -21,6 +21,8 @@ export interface Cluster {
   /** `https://127.0.0.1:PORT`. */
   readonly url: string;
   readonly folder: string;
+  /** Path of kubectl. */
+  readonly kubectlProgram: string;
   /** The authority of all certificates, PEM. */
   readonly caFile: string;
   /** system:masters. */
@@ -130,6 +132,7 @@ export async function startCluster(found?: ClusterPrograms): Promise<Cluster> {
         '--authorization-mode=Node,RBAC',
         '--enable-admission-plugins=NodeRestriction',
         '--anonymous-auth=false',
+        '--allow-privileged=true',
         '--profiling=false',
         `--client-ca-file=${authority.cert}`,
         `--tls-cert-file=${serving.cert}`,
@@ -194,6 +197,7 @@ export async function startCluster(found?: ClusterPrograms): Promise<Cluster> {
     return {
       url,
       folder,
+      kubectlProgram: programs.kubectl,
       caFile: authority.cert,
       adminKubeconfig,
       admin,

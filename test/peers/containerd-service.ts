@@ -16,6 +16,8 @@ export interface ContainerdOptions {
   readonly cniConfDir: string;
   /** Name of an image that holds the namespaces of pods. Registries on 127.0.0.1 are asked over plain http. */
   readonly sandboxImage: string;
+  /** Folder with a `hosts.toml` for each registry. */
+  readonly registries?: string;
 }
 
 export interface ContainerdService {
@@ -62,6 +64,7 @@ address = '${socket}'
 address = '${socket}.ttrpc'
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = '${options.sandboxImage}'
+${options.registries === undefined ? '' : `[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '${options.registries}'`}
 [plugins.'io.containerd.cri.v1.runtime']
 # Root of a container that the tests run in may not lower it.
 restrict_oom_score_adj = true

@@ -185,7 +185,7 @@ async function expectOk(response: Response, what: string): Promise<Response> {
   return response;
 }
 
-const busybox = '/bin/busybox';
+const installedBusybox = '/bin/busybox';
 const passwd = `root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/bin/false
 www-data:x:33:33:www-data:/www:/bin/false
@@ -203,8 +203,15 @@ nogroup:x:65534:
  * Runs `sh` by default. `config` replaces single fields of the configuration, `files` adds a fourth layer.
  */
 export function busyboxImage(
-  options: { config?: ImageRunConfig; page?: string; files?: readonly TarEntry[] } = {},
+  options: {
+    config?: ImageRunConfig;
+    page?: string;
+    files?: readonly TarEntry[];
+    /** Path of a static busybox; default: the machine's. */
+    program?: string;
+  } = {},
 ): BuiltImage {
+  const busybox = options.program ?? installedBusybox;
   if (!existsSync(busybox)) throw new Error(`${busybox} is missing: apt-get install busybox-static`);
   const applets = execFileSync(busybox, ['--list'], { encoding: 'utf8' })
     .split('\n')

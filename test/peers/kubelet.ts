@@ -8,11 +8,13 @@ import { type Daemon, startDaemon } from './process.ts';
 
 export interface KubeletOptions {
   readonly program: string;
-  readonly node: TestNode;
+  readonly node: Pick<TestNode, 'name' | 'paths' | 'ports' | 'cgroupRoot'>;
   readonly kubeconfig: string;
   readonly clientCaFile: string;
   /** `unix:///…` */
   readonly endpoint: string;
+  /** Fields over the defaults below. */
+  readonly config?: Readonly<Record<string, unknown>>;
 }
 
 /** What kubelet sets for the whole machine when it starts, whatever its configuration says. */
@@ -59,6 +61,7 @@ export async function startKubelet(options: KubeletOptions): Promise<Kubelet> {
     protectKernelDefaults: false,
     makeIPTablesUtilChains: false,
     nodeStatusUpdateFrequency: '2s',
+    ...options.config,
   };
   await writeFile(at('kubelet.json'), JSON.stringify(config, null, 2));
   const before = await Promise.all(tunables.map((path) => readFile(path, 'utf8')));

@@ -32,9 +32,12 @@ test('killed at any moment, the volumes are finished or removed by the next proc
       assert.equal((await readFile(join(folder, 'token'), 'utf8')).split('.').length, 3);
       assert.equal((await stat(join(folder, 'token'))).gid, 3000);
       assert.equal(await readFile(join(at(uid, 'configmap', 'root'), 'ca.crt'), 'utf8'), 'LAST');
-      for (const name of ['disk', 'memory']) {
+      for (const [name, mode] of [
+        ['disk', 0o2777],
+        ['memory', 0o3777],
+      ] as const) {
         const facts = await stat(at(uid, 'empty-dir', name));
-        assert.deepEqual([facts.mode & 0o7777, facts.gid], [0o2777, 3000], name);
+        assert.deepEqual([facts.mode & 0o7777, facts.gid], [mode, 3000], name);
       }
       const hidden = (await readdir(folder)).filter((name) => name.startsWith('..'));
       assert.equal(hidden.length, 2, String(hidden));

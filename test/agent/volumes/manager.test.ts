@@ -110,7 +110,7 @@ test('emptyDir in memory has its size, mode and group', { skip }, async (t) => {
   const { type, blocks, bsize } = await statfs(folder);
   assert.equal(type, tmpfsMagic);
   assert.equal(blocks * bsize, 1 << 20);
-  assert.equal(await mode(folder), 0o2777);
+  assert.equal(await mode(folder), 0o3777);
   assert.equal((await stat(folder)).gid, 2000);
   await assert.rejects(
     volumes.setUp(podOf({ volumes: [{ name: 'x', emptyDir: { medium: 'Tape' } }] }, 'uid-2')),
