@@ -14,6 +14,7 @@ import { basename, dirname, join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import type { Pod } from '../../../agent/apiserver/types.ts';
 import { makePodManager, type PodManager } from '../../../agent/pods/manager.ts';
+import type { PodSourceKind } from '../../../agent/pods/types.ts';
 import { KeelsonError } from '../../../runtime/host/errors.ts';
 import { makeLogger } from '../../../runtime/host/log.ts';
 import {
@@ -54,7 +55,10 @@ interface World {
   phase(name: string): string | undefined;
 }
 
-function makeWorld(t: TestContext, options: { delay?: () => Promise<void>; cores?: string } = {}): World {
+function makeWorld(
+  t: TestContext,
+  options: { delay?: () => Promise<void>; cores?: string; sources?: readonly PodSourceKind[] } = {},
+): World {
   const clock = handClock(time);
   const runtime = fakeRuntime(clock, options.delay);
   const images = fakeImages(['example:1', 'i:1']);
@@ -98,7 +102,7 @@ function makeWorld(t: TestContext, options: { delay?: () => Promise<void>; cores
       allocatable: () => ({ cpu: options.cores ?? '4', memory: '8Gi', pods: '110' }),
       nodeLabels: () => ({}),
       memoryCapacity: 8 * 2 ** 30,
-      sources: ['api'],
+      sources: options.sources ?? ['api'],
       log: makeLogger('silent'),
       clock,
       random: () => 0.5,
@@ -446,7 +450,8 @@ test('a static pod runs while the apiserver refuses everything, and its mirror c
 });
 
 test('the mirror of a static pod: made, made again, replaced, deleted last; it is never run', async (t) => {
-  const world = makeWorld(t);
+  const world = makeWorld(t, { sources: ['api', 'file'] });
+  world.manager.replaceAll('file', []);
   world.create(
     makePod(
       {},
