@@ -1,6 +1,7 @@
 /** Whether the node can run a pod at all: kubelet's admission (pkg/kubelet/lifecycle/predicate.go). Pure. */
-import { matchesNode } from '../../apiserver/node_selector.ts';
+
 import type { Pod } from '../../apiserver/types.ts';
+import { matchesNode } from '../../node/selector.ts';
 import {
   nodeName,
   operatingSystem,

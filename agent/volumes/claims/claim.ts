@@ -3,8 +3,8 @@
  * (volumemanager/populator, volume/util/operationexecutor). Pure.
  */
 import { KeelsonError } from '../../../runtime/host/errors.ts';
-import { matchesNode } from '../../apiserver/node_selector.ts';
 import type { PersistentVolume, PersistentVolumeClaim, Pod, Volume } from '../../apiserver/types.ts';
+import { matchesNode } from '../../node/selector.ts';
 
 /** A claim and the volume that it is bound to. */
 export interface Bound {

@@ -230,7 +230,7 @@ test('what is missing fails with the words of kubelet; optional things may be mi
       /unsupported fieldPath/,
     ],
     [{ name: 'v', gcePersistentDisk: { pdName: 'x' } }, /does not support gcePersistentDisk volumes/],
-    [{ name: 'v', nfs: { server: 's', path: '/' } }, /does not support nfs volumes yet/],
+    [{ name: 'v', iscsi: { targetPortal: 's', iqn: 'i', lun: 0 } }, /does not support iscsi volumes/],
     [
       { name: 'v', projected: { sources: [{ clusterTrustBundle: { path: 'x' } } as object] } },
       /clusterTrustBundle are not supported/,
