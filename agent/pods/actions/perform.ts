@@ -229,6 +229,7 @@ async function runSandbox(context: ActionContext, attempt: number): Promise<Memo
       podLogsDir: config.podLogsDir,
       clusterDomain: config.clusterDomain,
       cgroupParent: podCgroup(pod, config.cgroup).parent,
+      sysctls: config.defaultSysctls,
       ...(users === undefined ? {} : { users }),
     });
     await runtime.runPodSandbox(sandbox, handler, signal);

@@ -13,6 +13,7 @@ import { makeContainerConfig, subPathMounts, withUsers } from '../spec/container
 import { hostsFile } from '../spec/hosts.ts';
 import { isHostNetwork, namespaceOf, podLogFolder, specGraceSeconds, uidOf } from '../spec/pod.ts';
 import { podHostname } from '../spec/sandbox_config.ts';
+import { asksImageUser } from '../spec/security.ts';
 import { type ActionContext, interrupted, type MemoryUpdate, podFolder, tell } from './context.ts';
 import { runHook } from './hooks.ts';
 import { stopContainer } from './stop.ts';
@@ -71,11 +72,9 @@ async function configure(
   const folder = podFolder(config, uidOf(pod));
   const terminationFile = join(folder, 'containers', container.name, String(attempt));
   const hosts = join(folder, 'etc-hosts');
-  const nonRoot = container.securityContext?.runAsNonRoot ?? pod.spec?.securityContext?.runAsNonRoot ?? false;
   const [env, image] = await Promise.all([
     environment(context, container),
-    // The image's user matters here only where root is forbidden: else the runtime looks it up itself.
-    nonRoot ? context.images.imageStatus({ image: imageId }) : undefined,
+    asksImageUser(pod, container) ? context.images.imageStatus({ image: imageId }) : undefined,
     writeHosts(context, hosts),
     makeTerminationFile(terminationFile),
     mkdir(join(podLogFolder(config.podLogsDir, pod), container.name), { recursive: true }),
@@ -86,7 +85,7 @@ async function configure(
     container,
     attempt,
     imageId,
-    imageUser: { uid: image?.uid, username: image?.username },
+    ...(asksImageUser(pod, container) ? { imageUser: { uid: image?.uid, username: image?.username } } : {}),
     env,
     ...expandCommand(container, env),
     volumes: context.ready,

@@ -10,6 +10,7 @@ import type {
 import { KeelsonError } from '../../../runtime/host/errors.ts';
 import type { Pod } from '../../apiserver/types.ts';
 import {
+  everyContainer,
   initContainers,
   isHostNetwork,
   isSidecar,
@@ -19,6 +20,7 @@ import {
   regularContainers,
   uidOf,
 } from './pod.ts';
+import { podSysctls } from './sysctls.ts';
 
 export interface DnsSettings {
   readonly clusterDns: readonly string[];
@@ -165,6 +167,8 @@ export interface SandboxSettings {
   readonly podLogsDir: string;
   readonly clusterDomain: string;
   readonly cgroupParent: string;
+  /** Those that every pod gets (`defaultPodSysctls`). */
+  readonly sysctls?: Readonly<Record<string, string>>;
   /** Of a pod with a user namespace of its own. */
   readonly users?: UserNamespace;
 }
@@ -179,8 +183,7 @@ export function makeSandboxConfig(
   const name = pod.metadata?.name ?? '';
   const namespace = namespaceOf(pod);
   const uid = uidOf(pod);
-  const sysctls: Record<string, string> = {};
-  for (const sysctl of pod.spec?.securityContext?.sysctls ?? []) sysctls[sysctl.name] = sysctl.value;
+  const selinux = pod.spec?.securityContext?.seLinuxOptions;
   return {
     metadata: { name, namespace, uid, attempt },
     hostname: isHostNetwork(pod) ? '' : kernelHostname(pod, settings.clusterDomain),
@@ -196,16 +199,15 @@ export function makeSandboxConfig(
     annotations: { ...pod.metadata?.annotations },
     linux: {
       cgroupParent: settings.cgroupParent,
-      sysctls,
+      sysctls: podSysctls(pod, settings.sysctls),
       security: {
         namespaces: {
           ...namespacesOf(pod),
           ...(settings.users === undefined ? {} : { user: settings.users }),
         },
-        privileged: [...initContainers(pod), ...regularContainers(pod)].some(
-          (container) => container.securityContext?.privileged === true,
-        ),
+        privileged: everyContainer(pod).some((container) => container.securityContext?.privileged === true),
         seccomp: { type: 'RuntimeDefault' },
+        ...(selinux === undefined ? {} : { selinux }),
       },
     },
   };

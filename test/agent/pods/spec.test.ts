@@ -362,31 +362,6 @@ test('subPath must stay in its volume', () => {
     );
 });
 
-test("security: the container's wishes over the pod's", () => {
-  const security = (own: object, ofPod: object, image = {}) =>
-    configOf(makePod({ containers: [{ name: 'app', securityContext: own }], securityContext: ofPod }), {
-      imageUser: image,
-    }).linux.security;
-  assert.equal(security({ runAsUser: 5 }, { runAsUser: 6 }).runAsUser, 5);
-  assert.equal(security({}, { runAsUser: 6 }).runAsUser, 6);
-  assert.deepEqual(security({}, { fsGroup: 7, supplementalGroups: [8] }).supplementalGroups, [7, 8]);
-  assert.equal(security({ allowPrivilegeEscalation: false }, {}).noNewPrivs, true);
-  assert.deepEqual(
-    security({}, { seccompProfile: { type: 'Localhost', localhostProfile: 'p.json' } }).seccomp,
-    {
-      type: 'Localhost',
-      localhostRef: '/seccomp/p.json',
-    },
-  );
-  assert.deepEqual(security({}, {}).seccomp, { type: 'Unconfined' });
-  assert.ok((security({}, {}).maskedPaths?.length ?? 0) > 5);
-  assert.deepEqual(security({ procMount: 'Unmasked' }, {}).maskedPaths, []);
-  assert.throws(() => security({ runAsNonRoot: true, runAsUser: 0 }, {}), /breaks non-root policy/);
-  assert.throws(() => security({}, { runAsNonRoot: true }), /image will run as root/);
-  assert.throws(() => security({ runAsNonRoot: true }, {}, { username: 'joe' }), /non-numeric user \(joe\)/);
-  assert.equal(security({ runAsNonRoot: true }, {}, { uid: 1000 }).runAsUser, 1000);
-});
-
 const node = {
   name: 'n1',
   labels: { zone: 'a', size: '5' },
