@@ -283,6 +283,17 @@ async function assemble(
       settings: podsSettings.cgroup,
       limits: kubepodsLimits(config, firstFacts),
       reserved: reservedGroups(config),
+      tell: (type, reason, message) =>
+        events.event(
+          {
+            apiVersion: 'v1',
+            kind: 'Node',
+            metadata: { name: nodeName, uid: node?.current()?.metadata?.uid },
+          },
+          type,
+          reason,
+          message,
+        ),
       log: log.child({ room: 'pods' }),
     });
     const probes = makeProbeRoom(clock);
@@ -433,7 +444,12 @@ async function assemble(
         systemLogs: config.enableSystemLogHandler ? '/var/log' : undefined,
         debugging: config.enableDebuggingHandlers,
         probeMetrics: [probes.counts.source],
-        metrics: [pulls.source, ...(imageRoom ? [fetchMetrics(imageRoom.fetchMetrics)] : []), processMetrics],
+        metrics: [
+          pulls.source,
+          events.source,
+          ...(imageRoom ? [fetchMetrics(imageRoom.fetchMetrics)] : []),
+          processMetrics,
+        ],
       });
       after(() => api.close());
     }

@@ -64,7 +64,11 @@ export function startNode(options: NodeOptions): NodeHandle {
   const { client, config, clock, log, events, random = Math.random } = options;
   const { nodeName } = config;
   const path = `/api/v1/nodes/${nodeName}`;
-  const about = { apiVersion: 'v1', kind: 'Node', metadata: { name: nodeName } };
+  const about = () => ({
+    apiVersion: 'v1',
+    kind: 'Node',
+    metadata: { name: nodeName, uid: observed?.metadata?.uid },
+  });
   const report = makeRuntimeReporter({ runtime: options.runtime, images: options.images, clock });
   const controller = new AbortController();
   const { signal } = controller;
@@ -140,7 +144,7 @@ export function startNode(options: NodeOptions): NodeHandle {
 
   function tell(before: NodeStatusNow | undefined, after: NodeStatusNow): void {
     for (const { type, reason, message } of conditionEvents(nodeName, before, after)) {
-      events.event(about, type, reason, message);
+      events.event(about(), type, reason, message);
     }
   }
 
@@ -237,7 +241,7 @@ export function startNode(options: NodeOptions): NodeHandle {
     registered.reject(new KeelsonError('ABORTED', `node ${nodeName} was closed before it was registered`));
   }
 
-  events.event(about, 'Normal', 'Starting', 'Starting keelson.');
+  events.event(about(), 'Normal', 'Starting', 'Starting keelson.');
   const ended = run();
 
   return {

@@ -55,8 +55,9 @@ async function presentOrPulled(context: ActionContext, container: PodContainer):
   const { name, image = '' } = container;
   const policy = pullPolicyOf(container);
   // Asked for once, and not before it is known that they matter.
-  let asked: Promise<readonly Credential[]> | undefined;
-  const credentials = () => (asked ??= credentialsOf(context, image));
+  let asked: ReturnType<typeof credentialsOf> | undefined;
+  const found = () => (asked ??= credentialsOf(context, image));
+  const credentials = async () => (await found()).credentials;
   if (policy !== 'Always') {
     const present = await inspect(context, container);
     if (present !== undefined && !(await imageAccess.mustPull(image, present.id, credentials))) {
@@ -72,11 +73,13 @@ async function presentOrPulled(context: ActionContext, container: PodContainer):
       });
     }
   }
-  const found = await credentials();
+  const { credentials: given, warnings } = await found();
   try {
-    return await pulled(context, container, found);
+    return await pulled(context, container, given);
   } catch (error) {
     if (interrupted(context) || isError(error, 'IMAGE_NAME_INVALID')) throw error;
+    // What lacks is told where it may be why.
+    for (const { reason, message } of warnings) tell(context, undefined, 'Warning', reason, message);
     const failed = (why: unknown) => {
       tell(context, name, 'Warning', 'Failed', `Failed to pull image "${image}": ${describe(why)}`);
       return why;
@@ -134,10 +137,9 @@ function seconds(ms: number): string {
   return ms < 1000 ? `${Math.round(ms)}ms` : `${(ms / 1000).toFixed(3).replace(/\.?0+$/, '')}s`;
 }
 
-/** The image's credentials for this pod; what was wrong with some of them is told. */
-async function credentialsOf(context: ActionContext, image: string): Promise<readonly Credential[]> {
-  const { pod, imageAccess, signal } = context;
-  const { credentials, warnings } = await imageAccess.credentials(
+/** The image's credentials for this pod, and what is wrong with some of them. */
+function credentialsOf({ pod, imageAccess, signal }: ActionContext, image: string) {
+  return imageAccess.credentials(
     image,
     {
       namespace: namespaceOf(pod),
@@ -149,6 +151,4 @@ async function credentialsOf(context: ActionContext, image: string): Promise<rea
     },
     signal,
   );
-  for (const { reason, message } of warnings) tell(context, undefined, 'Warning', reason, message);
-  return credentials;
 }

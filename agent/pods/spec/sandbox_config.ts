@@ -51,17 +51,26 @@ export function parseResolvConf(text: string): DnsConfig {
   return { servers, searches, options: [...options.values()] };
 }
 
-/** The pod's resolver configuration; `warnings` say what did not fit or was not configured. */
-export function podDns(pod: Pod, settings: DnsSettings): { dns: DnsConfig; warnings: readonly string[] } {
+/** In kubelet's words, which people look for. */
+const noClusterDns =
+  'kubelet does not have ClusterDNS IP configured and cannot create Pod using "ClusterFirst" policy. Falling back to "Default" policy.';
+
+/**
+ * The pod's resolver configuration; `warnings` say what did not fit, `missing` that the pod wants the cluster's DNS and
+ * the node knows none.
+ */
+export function podDns(
+  pod: Pod,
+  settings: DnsSettings,
+): { dns: DnsConfig; warnings: readonly string[]; missing?: string } {
   const warnings: string[] = [];
+  let missing: string | undefined;
   const policy = pod.spec?.dnsPolicy ?? 'ClusterFirst';
   let base: DnsConfig = settings.host;
   if (policy === 'None') base = { servers: [], searches: [], options: [] };
   else if (policy !== 'Default' && !(policy === 'ClusterFirst' && isHostNetwork(pod))) {
     if (settings.clusterDns.length === 0) {
-      warnings.push(
-        `no clusterDNS is configured: the pod cannot have dnsPolicy "${policy}" and gets "Default"`,
-      );
+      missing = noClusterDns;
     } else {
       const domain = settings.clusterDomain;
       const cluster = domain === '' ? [] : [`${namespaceOf(pod)}.svc.${domain}`, `svc.${domain}`, domain];
@@ -92,6 +101,7 @@ export function podDns(pod: Pod, settings: DnsSettings): { dns: DnsConfig; warni
   return {
     dns: { servers: servers.slice(0, maxServers), searches: kept, options: [...options.values()] },
     warnings,
+    ...(missing === undefined ? {} : { missing }),
   };
 }
 

@@ -191,7 +191,12 @@ test('dnsConfig is merged, and what does not fit is told of', () => {
     dnsSettings,
   );
   assert.equal(long.dns.searches.length, 32);
-  assert.match(podDns(makePod(), { ...dnsSettings, clusterDns: [] }).warnings[0]!, /clusterDNS/);
+  const without = podDns(makePod(), { ...dnsSettings, clusterDns: [] });
+  assert.match(without.missing!, /ClusterDNS IP .* using "ClusterFirst" policy\. Falling back to "Default"/);
+  assert.equal(
+    podDns(makePod({ dnsPolicy: 'Default' }), { ...dnsSettings, clusterDns: [] }).missing,
+    undefined,
+  );
 });
 
 test('resolv.conf is read as resolvers do', () => {
