@@ -270,12 +270,12 @@ async function assemble(
     const cgroups = detectCgroups();
     const cgroupDriver = foreign?.cgroupDriver ?? config.cgroupDriver;
     const groups = cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups;
-    const { maskedPaths, ...kernelHas } = await kernelSecurity(config);
+    const { maskedPaths, selinux, ...kernelHas } = await kernelSecurity(config);
     const firstFeatures = await runtime.features();
     const settings = podsConfig({ ...config, cgroupDriver });
     const podsSettings = {
       ...settings,
-      security: { ...settings.security, maskedPaths },
+      security: { ...settings.security, maskedPaths, selinux },
       kernel: await kernelSettings(config, firstFacts, cgroups.version),
     };
     const qosGroups = makeQosGroups({

@@ -11,6 +11,7 @@ export interface KernelSecurity {
   readonly appArmor: boolean;
   /** Of /sys, hidden from containers: they tell what other tenants' processors do. */
   readonly maskedPaths: readonly string[];
+  readonly selinux: boolean;
 }
 
 /** `root` is /, and something else in tests. Throws CONFIG_INVALID. */
@@ -26,6 +27,7 @@ export async function kernelSecurity(
     maskedPaths: names
       .filter((name) => /^cpu\d+$/.test(name) && existsSync(join(cpus, name, 'thermal_throttle')))
       .map((name) => `/sys/devices/system/cpu/${name}/thermal_throttle`),
+    selinux: existsSync(join(root, 'sys/fs/selinux/enforce')),
   };
 }
 

@@ -232,6 +232,23 @@ test('security contexts', { skip, timeout: 600_000 }, async (t) => {
     await cluster.kubectl(['delete', 'pod', name, '-n', namespace, '--wait=false']);
   });
 
+  await t.test('mounts that are read-only all the way down, if possible', async () => {
+    const { status } = (await cluster.read<Node>(`/api/v1/nodes/${node.name}`))!;
+    const [handler] = (
+      status as unknown as { runtimeHandlers: { features: { recursiveReadOnlyMounts: boolean } }[] }
+    ).runtimeHandlers;
+    const mount = { name: 'v', mountPath: '/v', readOnly: true, recursiveReadOnly: 'IfPossible' };
+    const container = { name: 'main', image: images.one, command: ['true'], volumeMounts: [mount] };
+    const { pod } = await run(
+      '',
+      {},
+      {},
+      { containers: [container], volumes: [{ name: 'v', emptyDir: {} }] },
+    );
+    const [told] = statusOf(pod)!.volumeMounts!;
+    assert.equal(told!.recursiveReadOnly, handler!.features.recursiveReadOnlyMounts ? 'Enabled' : 'Disabled');
+  });
+
   await t.test('the user of a container that runs is in the status', async () => {
     const more = { containers: [{ name: 'main', image: images.one, command: ['sleep', '100000'] }] };
     await cluster.apply(makePod(namespace, 'running', { nodeName: node.name, ...more }));

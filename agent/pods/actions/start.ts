@@ -11,6 +11,7 @@ import { containerBackoff, failedAgain } from '../plan/backoff.ts';
 import { without } from '../plan/memory.ts';
 import { makeContainerConfig, subPathMounts, withUsers } from '../spec/container_config.ts';
 import { hostsFile } from '../spec/hosts.ts';
+import { asksRecursiveReadOnly, withMountModes } from '../spec/mount_modes.ts';
 import { isHostNetwork, namespaceOf, podLogFolder, specGraceSeconds, uidOf } from '../spec/pod.ts';
 import { podHostname } from '../spec/sandbox_config.ts';
 import { asksImageUser } from '../spec/security.ts';
@@ -98,7 +99,14 @@ async function configure(
     memoryCapacity: context.memoryCapacity,
   });
   const sandbox = context.observed.sandboxes.find(({ id }) => id === sandboxId);
-  return withUsers(inTarget(made, container, context.observed), sandbox?.namespaces.user);
+  const handler = asksRecursiveReadOnly(container)
+    ? await context.handlers.features(sandbox?.runtimeHandler ?? '')
+    : undefined;
+  const moded = withMountModes(made, pod, container, {
+    recursiveReadOnly: handler?.recursiveReadOnlyMounts ?? false,
+    selinux: config.security.selinux ?? false,
+  });
+  return withUsers(inTarget(moded, container, context.observed), sandbox?.namespaces.user);
 }
 
 /** Host paths of the mounts that are parts of volumes, by mount index. */

@@ -19,6 +19,8 @@ export interface SecuritySettings {
   readonly seccompDefault: boolean;
   /** What this host hides of /sys besides what every host does. */
   readonly maskedPaths?: readonly string[];
+  /** The host has SELinux switched on: what belongs to a pod alone gets its label. */
+  readonly selinux?: boolean;
 }
 
 /** Of users and groups, in the API (validation.IsValidUserID). */

@@ -8,6 +8,7 @@ import { kernelSecurity } from '../../../agent/main/security.ts';
 import { judge } from '../../../agent/pods/spec/admission.ts';
 import { appArmorProfile, appArmorRefusal } from '../../../agent/pods/spec/apparmor.ts';
 import { neededFeatures } from '../../../agent/pods/spec/host_security.ts';
+import { withMountModes } from '../../../agent/pods/spec/mount_modes.ts';
 import { makeSandboxConfig } from '../../../agent/pods/spec/sandbox_config.ts';
 import {
   asksImageUser,
@@ -21,6 +22,7 @@ import {
   sysctlPatternFault,
   sysctlRefusal,
 } from '../../../agent/pods/spec/sysctls.ts';
+import type { ContainerConfig, Mount } from '../../../runtime/api.ts';
 import { isError } from '../../../runtime/host/errors.ts';
 import { makePod } from './objects.ts';
 
@@ -342,12 +344,45 @@ test('the sandbox has the labels of the pod, and is privileged for any of its co
   assert.deepEqual(make(podOf({}, {})).sysctls, { 'net.core.somaxconn': '9' });
 });
 
+test('mounts: read-only all the way down where the handler can, labels where the host has them', () => {
+  const make = (mount: object, host: object = {}, volume: object = { emptyDir: {} }) => {
+    const app = { name: 'app', volumeMounts: [{ name: 'v', mountPath: '/v', readOnly: true, ...mount }] };
+    const pod = makePod({ containers: [app], volumes: [{ name: 'v', ...volume }] });
+    const plain: Mount = { containerPath: '/v', hostPath: '/h', readonly: true, propagation: 'private' };
+    const mounts = [plain, { ...plain, containerPath: '/etc/hosts' }];
+    const all = { recursiveReadOnly: true, selinux: false, ...host };
+    return withMountModes({ mounts } as unknown as ContainerConfig, pod, app, all).mounts;
+  };
+  const recursive = (mode: string | undefined, recursiveReadOnly: boolean) =>
+    make({ recursiveReadOnly: mode }, { recursiveReadOnly })[0]!.recursiveReadonly;
+  assert.deepEqual(
+    [undefined, 'Disabled', 'IfPossible', 'Enabled'].map((mode) => recursive(mode, true)),
+    [undefined, undefined, true, true],
+  );
+  assert.equal(recursive('IfPossible', false), undefined);
+  const no = (why: RegExp, mount: object, host?: object) =>
+    assert.throws(() => make({ recursiveReadOnly: 'Enabled', ...mount }, host), refused(why));
+  no(/^volume "v" requested .* not supported by the runtime$/, {}, { recursiveReadOnly: false });
+  no(/not read-only$/, { readOnly: false });
+  no(/not compatible with propagation "HostToContainer"$/, { mountPropagation: 'HostToContainer' });
+  no(/^unknown recursive read-only mode "Odd"$/, { recursiveReadOnly: 'Odd' });
+  const labels = (volume?: object) =>
+    make({}, { selinux: true }, volume).map(({ selinuxRelabel }) => selinuxRelabel);
+  assert.deepEqual(labels(), [true, true]);
+  assert.deepEqual(labels({ projected: {} }), [true, true]);
+  assert.deepEqual(labels({ hostPath: { path: '/h' } }), [undefined, true]);
+  assert.deepEqual(
+    make({}).map(({ selinuxRelabel }) => selinuxRelabel),
+    [undefined, undefined],
+  );
+});
+
 test('what the host has is read from its files', async (t) => {
   const root = await mkdtemp(join(tmpdir(), 'keelson-host-security-'));
   t.after(() => rm(root, { recursive: true }));
   const config = { allowedUnsafeSysctls: ['net.core.somaxconn'] };
   const none = await kernelSecurity(config, root);
-  assert.deepEqual([none.appArmor, none.maskedPaths], [false, []]);
+  assert.deepEqual([none.appArmor, none.selinux, none.maskedPaths], [false, false, []]);
   assert.ok(none.sysctls.names.has('net.core.somaxconn'));
   for (const folder of [
     'sys/kernel/security/apparmor',
