@@ -16,8 +16,6 @@ export interface ForeignRuntime {
   readonly collector: SlowCollector;
   /** The runtime's own where it tells, else the configuration's. */
   readonly cgroupDriver: 'cgroupfs' | 'systemd';
-  /** Names of the handlers besides the default one. */
-  readonly handlers: readonly string[];
   /** A folder in the file system of its images. */
   readonly imagesFolder: string;
   close(): void;
@@ -58,9 +56,8 @@ export async function openForeignRuntime(options: ForeignRuntimeOptions): Promis
         await sleep(clock, againMs);
       }
     }
-    const [driver, handlers, disk] = await Promise.all([
+    const [driver, disk] = await Promise.all([
       client.cgroupDriver(),
-      runtime.handlers(),
       // Where its images are is only for their garbage collection.
       images.imageFsInfo().catch(() => undefined),
     ]);
@@ -77,7 +74,6 @@ export async function openForeignRuntime(options: ForeignRuntimeOptions): Promis
       images,
       collector: makeForeignCollector({ runtime, images, clock, log }),
       cgroupDriver,
-      handlers: handlers.map(({ name }) => name).filter((name) => name !== ''),
       imagesFolder: disk?.mountpoint || config.keelson.kubeletDir,
       close: client.close,
     };

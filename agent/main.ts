@@ -36,11 +36,13 @@ import { once, whenCalm } from './main/calm.ts';
 import { imagesOptions, openState } from './main/images.ts';
 import { kernelSettings } from './main/kernel.ts';
 import { foreignRuntime, openRuntime } from './main/runtime.ts';
+import { kernelSecurity } from './main/security.ts';
 import { lazyStats } from './main/stats.ts';
 import { watchManifests } from './manifests/watch.ts';
 import { fetchMetrics } from './metrics/fetches.ts';
 import { processMetrics } from './metrics/process.ts';
 import { countPulls } from './metrics/pulls.ts';
+import { declaredFeatures } from './node/declared_features.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
 import { makePodManager } from './pods/manager.ts';
@@ -214,6 +216,7 @@ async function assemble(
       nodeIP: keelson.nodeIP,
     });
     let reflector: Reflector | undefined;
+    const declared = declaredFeatures(config);
     const node =
       client === undefined
         ? undefined
@@ -227,7 +230,7 @@ async function assemble(
             clock,
             log: log.child({ room: 'node' }),
             kubeletVersion: `${kubernetesVersion}-keelson.${version}`,
-            handlers: foreign?.handlers ?? Object.keys(keelson.runtimes),
+            declaredFeatures: declared,
             onApiserverBack: () => reflector?.retryNow(),
           });
     if (node !== undefined) {
@@ -270,8 +273,12 @@ async function assemble(
     const cgroups = detectCgroups();
     const cgroupDriver = foreign?.cgroupDriver ?? config.cgroupDriver;
     const groups = cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups;
+    const { maskedPaths, selinux, ...kernelHas } = await kernelSecurity(config);
+    const firstFeatures = await runtime.features();
+    const settings = podsConfig({ ...config, cgroupDriver });
     const podsSettings = {
-      ...podsConfig({ ...config, cgroupDriver }),
+      ...settings,
+      security: { ...settings.security, maskedPaths, selinux },
       kernel: await kernelSettings(config, firstFacts, cgroups.version),
     };
     const qosGroups = makeQosGroups({
@@ -279,6 +286,17 @@ async function assemble(
       settings: podsSettings.cgroup,
       limits: kubepodsLimits(config, firstFacts),
       reserved: reservedGroups(config),
+      tell: (type, reason, message) =>
+        events.event(
+          {
+            apiVersion: 'v1',
+            kind: 'Node',
+            metadata: { name: nodeName, uid: node?.current()?.metadata?.uid },
+          },
+          type,
+          reason,
+          message,
+        ),
       log: log.child({ room: 'pods' }),
     });
     const probes = makeProbeRoom(clock);
@@ -305,6 +323,11 @@ async function assemble(
       allocatable,
       nodeLabels: () => node?.current()?.metadata?.labels ?? {},
       nodeTaints: () => node?.current()?.spec?.taints,
+      hostSecurity: () => ({
+        ...kernelHas,
+        ...(node?.runtimeFeatures() ?? firstFeatures),
+        declaredFeatures: declared,
+      }),
       memoryUsage: async (id, signal) => (await own?.runtime.containerStats(id, signal))?.memory?.usage,
       onRequests: (requests) => qosGroups.update(requests),
       log: log.child({ room: 'pods' }),
@@ -424,7 +447,12 @@ async function assemble(
         systemLogs: config.enableSystemLogHandler ? '/var/log' : undefined,
         debugging: config.enableDebuggingHandlers,
         probeMetrics: [probes.counts.source],
-        metrics: [pulls.source, ...(imageRoom ? [fetchMetrics(imageRoom.fetchMetrics)] : []), processMetrics],
+        metrics: [
+          pulls.source,
+          events.source,
+          ...(imageRoom ? [fetchMetrics(imageRoom.fetchMetrics)] : []),
+          processMetrics,
+        ],
       });
       after(() => api.close());
     }

@@ -360,6 +360,16 @@ export interface RuntimeHandler {
   readonly userNamespaces: boolean;
 }
 
+/** What a runtime can do whatever the handler. */
+export interface RuntimeFeatures {
+  /** It acts on the policy of supplemental groups; one that is older merges in any case. */
+  readonly supplementalGroupsPolicy: boolean;
+  /** Pods of the host's network may have user namespaces of their own. */
+  readonly userNamespacesHostNetwork: boolean;
+  /** It acts on the options of mounts. */
+  readonly mountOptions: boolean;
+}
+
 export interface ExecSyncResult {
   readonly stdout: Buffer;
   readonly stderr: Buffer;
@@ -453,6 +463,7 @@ export interface RuntimeService {
   containerEvents(listener: (event: ContainerEvent) => void): () => void;
   /** The handlers of this node and what they can do, the default one (with the name '') first. */
   handlers(): Promise<readonly RuntimeHandler[]>;
+  features(): Promise<RuntimeFeatures>;
 }
 
 /** Pressure stall information (Documentation/accounting/psi.rst): shares of the time in percent, total in microseconds. */

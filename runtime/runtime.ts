@@ -256,6 +256,11 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       return () => listeners.delete(own);
     },
     handlers: () => handlerFeatures(context.programs, Object.keys(handlers)),
+    features: async () => ({
+      supplementalGroupsPolicy: true,
+      userNamespacesHostNetwork: false,
+      mountOptions: true,
+    }),
     async close() {
       if (closing.signal.aborted) return;
       closing.abort();

@@ -90,7 +90,10 @@ export function pinnedNetwork(folder: string): string | undefined {
  * The file of a sysctl that belongs to a namespace of the sandbox. Dots and slashes separate as in sysctl.d(5): the
  * first one tells which. Pure. Throws SANDBOX_CREATE_FAILED for one that is not the sandbox's to set.
  */
-export function sysctlPath(name: string, wanted: Pick<WantedNamespaces, 'network' | 'ipc'>): string {
+export function sysctlPath(
+  name: string,
+  wanted: Pick<WantedNamespaces, 'network' | 'ipc'> & Partial<Pick<WantedNamespaces, 'hostname'>>,
+): string {
   const first = /[./]/.exec(name)?.[0];
   const path = first === '.' ? name.replace(/[./]/g, (c) => (c === '.' ? '/' : '.')) : name;
   const parts = path.split('/');
@@ -99,15 +102,16 @@ export function sysctlPath(name: string, wanted: Pick<WantedNamespaces, 'network
   const ipc =
     /^kernel\/(shm[a-z_]*|msg[a-z]*|sem|sem_next_id|auto_msgmni)$/.test(path) ||
     path.startsWith('fs/mqueue/');
-  if (!sound || parts.length < 2 || (!network && !ipc)) {
+  const uts = path === 'kernel/domainname';
+  if (!sound || parts.length < 2 || (!network && !ipc && !uts)) {
     throw new KeelsonError('SANDBOX_CREATE_FAILED', `sysctl ${name} does not belong to a pod`, {
-      hint: 'only net.*, kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* do',
+      hint: 'only net.*, kernel.shm*, kernel.msg*, kernel.sem, kernel.domainname and fs.mqueue.* do',
     });
   }
-  if ((network && !wanted.network) || (ipc && !wanted.ipc)) {
+  if ((network && !wanted.network) || (ipc && !wanted.ipc) || (uts && wanted.hostname === undefined)) {
     throw new KeelsonError(
       'SANDBOX_CREATE_FAILED',
-      `sysctl ${name} cannot be set: the pod shares the node's ${network ? 'network' : 'IPC'} namespace`,
+      `sysctl ${name} cannot be set: the pod shares the node's ${network ? 'network' : ipc ? 'IPC' : 'UTS'} namespace`,
     );
   }
   return `/proc/sys/${path}`;

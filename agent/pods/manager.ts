@@ -30,6 +30,7 @@ export interface PodManagerOptions extends Shared {
   readonly random: () => number;
   readonly nodeLabels: () => Readonly<Record<string, string>>;
   readonly nodeTaints?: () => NodeFacts['taints'];
+  readonly hostSecurity?: () => NodeFacts['security'];
   /** Called when requests of the node's pods may have changed, with those that hold resources. */
   readonly onRequests?: (pods: readonly Pod[]) => void;
   /** Milliseconds between two looks at the whole runtime, for events that got lost. Default 60,000. */
@@ -87,6 +88,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       labels: options.nodeLabels(),
       allocatable: options.allocatable(),
       taints: options.nodeTaints?.(),
+      security: options.hostSecurity?.(),
     }),
     holders: () =>
       [...held.values()]

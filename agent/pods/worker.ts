@@ -10,6 +10,7 @@ import { makeFlights } from './flights.ts';
 import { nothingObserved, observe, someEnded } from './observe.ts';
 import { isStarting } from './plan/actions.ts';
 import { crashBackoff } from './plan/backoff.ts';
+import { isTerminalPhase } from './plan/conditions.ts';
 import { containerIdOf } from './plan/container_status.ts';
 import {
   type Eviction,
@@ -23,7 +24,7 @@ import { oldStatusOf } from './plan/view.ts';
 import { makeProber } from './prober.ts';
 import { type ResizeChange, type ResizeState, withChange } from './resources/resize_plan.ts';
 import type { Refusal } from './spec/admission.ts';
-import { formatPod, uidOf } from './spec/pod.ts';
+import { formatPod, specGraceSeconds, uidOf } from './spec/pod.ts';
 import { makeTimeline, type Timeline } from './timeline.ts';
 import type { ObservedPod } from './types.ts';
 
@@ -69,6 +70,8 @@ export interface Worker {
 const settleMs = 1000;
 /** When the runtime cannot be asked, in milliseconds. */
 const observeAgainMs = 1_000;
+/** How long the end of an evicted pod may take at least, in milliseconds. */
+const shortestPatienceMs = 10_000;
 
 export function startWorker(options: WorkerOptions): Worker {
   const { clock, runtime, config } = options;
@@ -112,6 +115,9 @@ export function startWorker(options: WorkerOptions): Worker {
   let looping: Promise<void> | undefined;
   let closed = false;
   let settlingSince: number | undefined;
+  /** The last look at the pod failed. */
+  let lost = false;
+  let cancelGrace = () => {};
   let finishing = false;
   let cancelTimer = () => {};
 
@@ -127,13 +133,30 @@ export function startWorker(options: WorkerOptions): Worker {
       dirty = false;
       try {
         await step();
+        lost = false;
       } catch (error) {
         log.warn({ err: error }, 'cannot look after the pod, trying again');
+        if (!lost) warn('FailedSync', `error determining status: ${describe(error)}`);
+        lost = true;
         mustObserve = true;
         wakeAfter(observeAgainMs);
       }
     }
     looping = undefined;
+  }
+
+  function warn(reason: string, message: string): void {
+    if (!options.orphan) tell({ events: options.events, pod }, undefined, 'Warning', reason, message);
+  }
+
+  /** Tells where an evicted pod is not at its end in a time that is beyond its grace (killPodNow). */
+  function watchGrace(): void {
+    const grace = specGraceSeconds(pod);
+    const limitMs = Math.max(shortestPatienceMs, grace * 1500);
+    cancelGrace = clock.after(limitMs, () => {
+      if (closed || isTerminalPhase(status?.phase)) return;
+      warn('ExceededGracePeriod', 'Container runtime did not kill the pod within specified grace period.');
+    });
   }
 
   function wakeAfter(ms: number): void {
@@ -250,6 +273,7 @@ export function startWorker(options: WorkerOptions): Worker {
     if (closed) return;
     closed = true;
     cancelTimer();
+    cancelGrace();
     prober.close();
     options.onDone();
   }
@@ -264,6 +288,7 @@ export function startWorker(options: WorkerOptions): Worker {
     evict(eviction) {
       if (memory.evicted !== undefined) return;
       memory = { ...memory, evicted: { ...eviction, since: clock.now() } };
+      watchGrace();
       wake();
     },
     remove() {
@@ -296,6 +321,7 @@ export function startWorker(options: WorkerOptions): Worker {
     async close() {
       closed = true;
       cancelTimer();
+      cancelGrace();
       prober.close();
       await flights.close();
       await looping;

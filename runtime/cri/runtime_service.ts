@@ -81,9 +81,10 @@ export function makeRuntimeHandlers({
       return { version: '0.1.0', ...(await runtime.version()), runtimeApiVersion: 'v1' };
     },
     async Status({ verbose }) {
-      const [conditions, handlers, facts] = await Promise.all([
+      const [conditions, handlers, features, facts] = await Promise.all([
         runtime.status(),
         runtime.handlers(),
+        runtime.features(),
         verbose ? info() : {},
       ]);
       return {
@@ -93,7 +94,7 @@ export function makeRuntimeHandlers({
           name,
           features: { recursiveReadOnlyMounts, userNamespaces },
         })),
-        features: { supplementalGroupsPolicy: true, mountOptions: true },
+        features,
       };
     },
     async RuntimeConfig() {

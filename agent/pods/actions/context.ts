@@ -34,6 +34,8 @@ export interface PodsConfig {
   /** Absent: limits of swap and huge pages are the runtime's. */
   readonly kernel?: KernelSettings;
   readonly security: SecuritySettings;
+  /** Sysctls that pods get unless they have others or share the namespace. */
+  readonly defaultSysctls?: Readonly<Record<string, string>>;
   /** What statuses call the runtime: default `keelson`. */
   readonly runtimeName?: string;
   /** Longest CrashLoopBackOff; default 300,000. */

@@ -80,8 +80,9 @@ async function presentOrPulled(context: ActionContext, wanted: Wanted): Promise<
   const { imageAccess } = context;
   const { name, image, policy } = wanted;
   // Asked for once, and not before it is known that they matter.
-  let asked: Promise<readonly Credential[]> | undefined;
-  const credentials = () => (asked ??= credentialsOf(context, image));
+  let asked: ReturnType<typeof credentialsOf> | undefined;
+  const found = () => (asked ??= credentialsOf(context, image));
+  const credentials = async () => (await found()).credentials;
   if (policy !== 'Always') {
     const present = await inspect(context, image);
     if (present !== undefined && !(await imageAccess.mustPull(image, present.id, credentials))) {
@@ -97,11 +98,13 @@ async function presentOrPulled(context: ActionContext, wanted: Wanted): Promise<
       });
     }
   }
-  const found = await credentials();
+  const { credentials: given, warnings } = await found();
   try {
-    return await pulled(context, wanted, found);
+    return await pulled(context, wanted, given);
   } catch (error) {
     if (interrupted(context) || isError(error, 'IMAGE_NAME_INVALID')) throw error;
+    // What lacks is told where it may be why.
+    for (const { reason, message } of warnings) tell(context, undefined, 'Warning', reason, message);
     const failed = (why: unknown) => {
       tell(context, name, 'Warning', 'Failed', `Failed to pull image "${image}": ${describe(why)}`);
       return why;
@@ -159,10 +162,9 @@ function seconds(ms: number): string {
   return ms < 1000 ? `${Math.round(ms)}ms` : `${(ms / 1000).toFixed(3).replace(/\.?0+$/, '')}s`;
 }
 
-/** The image's credentials for this pod; what was wrong with some of them is told. */
-async function credentialsOf(context: ActionContext, image: string): Promise<readonly Credential[]> {
-  const { pod, imageAccess, signal } = context;
-  const { credentials, warnings } = await imageAccess.credentials(
+/** The image's credentials for this pod, and what is wrong with some of them. */
+function credentialsOf({ pod, imageAccess, signal }: ActionContext, image: string) {
+  return imageAccess.credentials(
     image,
     {
       namespace: namespaceOf(pod),
@@ -174,6 +176,4 @@ async function credentialsOf(context: ActionContext, image: string): Promise<rea
     },
     signal,
   );
-  for (const { reason, message } of warnings) tell(context, undefined, 'Warning', reason, message);
-  return credentials;
 }

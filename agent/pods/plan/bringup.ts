@@ -210,7 +210,9 @@ export function bringUp(input: BringUpInput): BringUp {
           reason: 'ImagePullBackOff',
           message: `${text}: ${failure.reason}: ${failure.message}`,
         });
-        note(name, `image/${attempt}/${failure.count}`, 'Normal', text);
+        const occasion = `image/${attempt}/${failure.count}`;
+        note(name, occasion, 'Normal', text);
+        note(name, occasion, 'Warning', 'Error: ImagePullBackOff', 'Failed');
       } else {
         waiting.set(name, { reason: failure.reason, message: failure.message });
         if (backOff) wakeAt.push(failure.at + showPullErrorMs);
@@ -224,10 +226,16 @@ export function bringUp(input: BringUpInput): BringUp {
     return failure !== undefined;
   }
 
-  function note(name: string, occasion: string, type: 'Normal' | 'Warning', message: string): void {
-    const key = `note/${name}/BackOff`;
+  function note(
+    name: string,
+    occasion: string,
+    type: 'Normal' | 'Warning',
+    message: string,
+    reason = 'BackOff',
+  ): void {
+    const key = `note/${name}/${reason}`;
     if (memory.noted[key] !== occasion)
-      actions.push({ kind: 'note', key, occasion, container: name, type, reason: 'BackOff', message });
+      actions.push({ kind: 'note', key, occasion, container: name, type, reason, message });
   }
 }
 

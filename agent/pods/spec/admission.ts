@@ -12,8 +12,11 @@ import {
   type Taint,
   taints,
 } from '../resources/fit.ts';
+import { appArmorRefusal } from './apparmor.ts';
+import { featureRefusal, groupsPolicyRefusal, type HostSecurity } from './host_security.ts';
 import { isHostNetwork } from './pod.ts';
 import { portMappings } from './sandbox_config.ts';
+import { sysctlRefusal } from './sysctls.ts';
 
 export interface NodeFacts {
   readonly name: string;
@@ -23,6 +26,8 @@ export interface NodeFacts {
   readonly allocatable: Readonly<Record<string, string | number>>;
   /** Absent while they are not known. */
   readonly taints?: readonly Taint[];
+  /** What pods may do and have on this host. Absent: not asked about. */
+  readonly security?: HostSecurity;
 }
 
 export interface Refusal {
@@ -38,7 +43,11 @@ export interface Findings {
 
 /** All that is against `pod` beside `others` (the pods that hold resources). */
 export function judge(pod: Pod, others: readonly Pod[], node: NodeFacts, isStatic = false): Findings {
-  const early = unsupported(pod);
+  const { security } = node;
+  const early =
+    (security && sysctlRefusal(pod, security.sysctls)) ??
+    unsupported(pod) ??
+    (security && groupsPolicyRefusal(pod, security));
   if (early !== undefined) return { short: [], other: early };
   return {
     short: shortages(pod, others, node),
@@ -46,7 +55,8 @@ export function judge(pod: Pod, others: readonly Pod[], node: NodeFacts, isStati
       affinity(pod, node) ??
       nodeName(pod, node) ??
       hostPorts(pod, others) ??
-      (isStatic ? undefined : taints(pod, node.taints)),
+      (isStatic ? undefined : taints(pod, node.taints)) ??
+      (security && (appArmorRefusal(pod, security.appArmor) ?? featureRefusal(pod, security))),
   };
 }
 

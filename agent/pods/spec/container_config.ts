@@ -96,7 +96,8 @@ export interface ContainerInput {
   readonly container: PodContainer;
   readonly attempt: number;
   readonly imageId: string;
-  readonly imageUser: { readonly uid?: number; readonly username?: string };
+  /** Absent: the image's user is the runtime's matter (`asksImageUser`). */
+  readonly imageUser?: { readonly uid?: number; readonly username?: string };
   readonly env: readonly KeyValue[];
   readonly command: readonly string[];
   readonly args: readonly string[];

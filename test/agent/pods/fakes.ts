@@ -223,6 +223,11 @@ export function fakeRuntime(clock: Clock, delay: () => Promise<void> = turn): Fa
     },
     updateContainerResources: async () => {},
     handlers: async () => [],
+    features: async () => ({
+      supplementalGroupsPolicy: true,
+      userNamespacesHostNetwork: false,
+      mountOptions: true,
+    }),
     exec: async () => 0,
     attach: async () => {},
     portForward: async () => {},

@@ -356,6 +356,7 @@ test('the groups above the pods', () => {
 
 test('the groups are written once for each change, the last one always, and again after a failure', async () => {
   const written: string[] = [];
+  const told: string[] = [];
   let broken = true;
   const groups = makeQosGroups({
     cgroups: {
@@ -367,6 +368,7 @@ test('the groups are written once for each change, the last one always, and agai
     },
     settings: { driver: 'cgroupfs', root: '/', cpuCfsQuota: true, cpuCfsPeriodUs: 100_000 },
     limits: { cpuShares: 4096 },
+    tell: (...event) => told.push(event.join(' ')),
     log: makeLogger('silent'),
   });
   const idle = async () => {
@@ -383,6 +385,10 @@ test('the groups are written once for each change, the last one always, and agai
   groups.update([podOf('a', { cpu: '3' })]);
   await idle();
   assert.deepEqual(written, ['/kubepods 4096', '/kubepods/besteffort 2', '/kubepods/burstable 3072']);
+  assert.deepEqual(told, [
+    'Warning FailedNodeAllocatableEnforcement Failed to update Node Allocatable Limits "/kubepods": no cgroup',
+    'Normal NodeAllocatableEnforced Updated Node Allocatable limit across pods',
+  ]);
 });
 
 test('the groups of others are held to their reservations where that is enforced', () => {
