@@ -387,9 +387,15 @@ export interface RuntimeService {
     state?: SandboxState;
     labels?: Readonly<Record<string, string>>;
   }): Promise<readonly PodSandbox[]>;
-  /** Root file system, bundle, monitor and `runc create`. The image must be present (IMAGE_NOT_PRESENT). */
+  /**
+   * Root file system and bundle. The image must be present (IMAGE_NOT_PRESENT). What only the OCI runtime finds out
+   * (no such command or folder, what cannot be mounted, limits that the kernel refuses) shows at the start.
+   */
   createContainer(sandboxId: string, config: ContainerConfig, signal?: AbortSignal): Promise<string>;
-  /** Once only: FAILED_PRECONDITION unless `created`. */
+  /**
+   * Once only: FAILED_PRECONDITION unless `created`. CONTAINER_START_FAILED where there can be no process: the container
+   * has then `exited` with 128 and the reason `StartError`, as in containerd.
+   */
   startContainer(id: string, signal?: AbortSignal): Promise<void>;
   /** Stop signal, then KILL after `timeoutMs` (0: at once). Idempotent; no error for an unknown id. */
   stopContainer(id: string, timeoutMs: number, signal?: AbortSignal): Promise<void>;
