@@ -182,7 +182,7 @@ export function noUserNamespaces(handler: string): KeelsonError {
   return new KeelsonError(
     'CONTAINER_CONFIG_INVALID',
     `user namespaces are not supported by the runtime handler ${handler || 'runc'}`,
-    { hint: 'they take runc 1.2 or crun 1.9, and Linux 5.19' },
+    { hint: 'they take runc 1.2 or crun 1.8, and Linux 5.19' },
   );
 }
 

@@ -1,12 +1,13 @@
 /** The OCI runtime's command line: runc, or what a handler names instead (crun and others speak the same). */
 import { randomBytes } from 'node:crypto';
-import { readFile, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readFile, rm, writeFile } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import type { ExecSyncResult } from '../api.ts';
 import { describe, isError, KeelsonError } from '../host/errors.ts';
 import { type ExecResult, exec } from '../host/exec.ts';
+import { processSpec } from '../io/process_spec.ts';
 import { identify, readPidFile, signalProcess } from '../processes.ts';
-import { noFeatures, type OciFeatures, parseFeatures } from './features.ts';
+import { featuresOfVersion, noFeatures, type OciFeatures, parseFeatures } from './features.ts';
 
 export interface OciRuntime {
   /** Absolute path of the program. */
@@ -17,6 +18,16 @@ export interface OciRuntime {
   features(): Promise<OciFeatures>;
   /** The options before the verb of every call that keelson itself makes. */
   readonly callArgs: readonly string[];
+  /**
+   * What follows `exec` and its options, so that `command` runs as the container's own process does. `specFile` may be
+   * written for it; removing that is the caller's.
+   */
+  execArgs(options: {
+    readonly id: string;
+    readonly bundle: string;
+    readonly command: readonly string[];
+    readonly specFile: string;
+  }): Promise<readonly string[]>;
   /** Lets the created container's process go. Throws CONTAINER_START_FAILED. */
   start(id: string, signal?: AbortSignal): Promise<void>;
   /** Makes and starts without a monitor; the process gets no standard streams. Throws SANDBOX_CREATE_FAILED. */
@@ -60,8 +71,8 @@ export function makeOciRuntime(options: {
     path,
     globalArgs,
     features() {
-      asked ??= exec(path, ['features'], { deadlineMs: callDeadlineMs, okCodes: 'any' }).then(
-        ({ stdout }) => parseFeatures(stdout.toString('utf8')),
+      asked ??= askFeatures(path).then(
+        (said) => said,
         () => {
           // It could not be run at all: that may change.
           asked = undefined;
@@ -81,6 +92,13 @@ export function makeOciRuntime(options: {
       }
     },
     callArgs: withDriver,
+    async execArgs({ id, bundle, command, specFile }) {
+      if (basename(path) === 'runc') return [id, ...command];
+      // crun, for one, would run it as root.
+      const spec = await processSpec(bundle, command, () => ({ terminal: false }));
+      await writeFile(specFile, spec, { mode: 0o600 });
+      return [`--process=${specFile}`, id];
+    },
     async start(id, signal) {
       try {
         await call(['start', id], signal);
@@ -129,6 +147,7 @@ export function makeOciRuntime(options: {
       const files = join(bundle, `exec-${randomBytes(6).toString('hex')}`);
       const pidFile = `${files}.pid`;
       const log = `${files}.log`;
+      const specFile = `${files}.json`;
       const cancel = new AbortController();
       const killInside = () => {
         const pid = readPidFile(pidFile);
@@ -139,7 +158,8 @@ export function makeOciRuntime(options: {
       const timer = timeoutMs > 0 ? setTimeout(killInside, Math.min(timeoutMs, longestExecMs)) : undefined;
       signal?.addEventListener('abort', killInside, { once: true });
       try {
-        const args = [`--log=${log}`, '--log-format=json', 'exec', `--pid-file=${pidFile}`, id, ...command];
+        const what = await this.execArgs({ id, bundle, command, specFile });
+        const args = [`--log=${log}`, '--log-format=json', 'exec', `--pid-file=${pidFile}`, ...what];
         const result = await exec(path, [...withDriver, ...args], {
           deadlineMs: longestExecMs,
           // TERM, which the runtime hands on: killed at once it could not say any more whom it has just started.
@@ -169,10 +189,20 @@ export function makeOciRuntime(options: {
         signal?.removeEventListener('abort', killInside);
         // It may have been started, and the file written, only after the first look.
         if (cancel.signal.aborted) killInside();
-        await Promise.all([rm(pidFile, { force: true }), rm(log, { force: true })]);
+        await Promise.all([pidFile, log, specFile].map((file) => rm(file, { force: true })));
       }
     },
   };
+}
+
+/** Rejects where the program cannot be run. */
+async function askFeatures(path: string): Promise<OciFeatures> {
+  const ask = async (args: readonly string[]) => {
+    const { code, stdout } = await exec(path, args, { deadlineMs: callDeadlineMs, okCodes: 'any' });
+    return code === 0 ? stdout.toString('utf8') : undefined;
+  };
+  const said = await ask(['features']);
+  return said === undefined ? featuresOfVersion((await ask(['--version'])) ?? '') : parseFeatures(said);
 }
 
 async function readText(path: string): Promise<string> {
