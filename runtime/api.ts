@@ -453,6 +453,11 @@ export interface RuntimeService {
    * Throws FAILED_PRECONDITION (not ready), UNAVAILABLE (nobody listens, or the connection broke), ABORTED.
    */
   portForward(sandboxId: string, port: number, io: Duplex, signal?: AbortSignal): Promise<void>;
+  /**
+   * Writes the state of a running container, which goes on, as an archive to `location`, an absolute path. `timeoutMs` 0:
+   * two minutes. Throws DEPENDENCY_MISSING (no criu), FAILED_PRECONDITION (not running, or CRIU cannot: its words).
+   */
+  checkpointContainer(id: string, location: string, timeoutMs: number, signal?: AbortSignal): Promise<void>;
   /** After a rotation: the monitor opens the log path again. */
   reopenContainerLog(id: string, signal?: AbortSignal): Promise<void>;
   /** Calls `listener` for every event from now on; returns the function that ends it. */
@@ -608,8 +613,6 @@ export interface RuntimeStats {
 /** What the runtime can do and is, for kubelets and for people. */
 export interface RuntimeDetails {
   readonly cgroupDriver: 'cgroupfs' | 'systemd';
-  /** Whether the node has CRIU, which checkpoints of containers need. */
-  canCheckpoint(): Promise<boolean>;
   /** For people who look closer: pid, configuration, OCI specification. Throws NOT_FOUND. */
   containerInfo(id: string): Promise<Readonly<Record<string, unknown>>>;
   sandboxInfo(id: string): Promise<Readonly<Record<string, unknown>>>;

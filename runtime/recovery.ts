@@ -6,6 +6,7 @@
 import { existsSync } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { endLeftCheckpoint } from './checkpoint/checkpoint.ts';
 import type { ContainerEnds } from './container_end.ts';
 import type { Context } from './context.ts';
 import { describe, isError } from './host/errors.ts';
@@ -180,6 +181,7 @@ async function adopt(
     await ends.lost(id);
   }
   await ends.checkMonitor(id);
+  if (state.containers.get(id)?.state === 'running') await endLeftCheckpoint(context, record);
   const { monitor } = state.containers.get(id) ?? {};
   if (monitor !== undefined) watch.watch(id, bundle, monitor);
   if (state.containers.get(id)?.state !== 'created') return;

@@ -16,6 +16,7 @@ import type {
   RuntimeStats,
 } from './api.ts';
 import { makeCdiRegistry } from './cdi/registry.ts';
+import { makeCheckpoint } from './checkpoint/checkpoint.ts';
 import { makeContainers } from './container.ts';
 import { makeContainerEnds } from './container_end.ts';
 import { type Context, layOut, makePrograms, readBootId, readHostFacts } from './context.ts';
@@ -258,6 +259,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       await forwardPort({ port, io, inNetwork, clock, signal });
     },
     reopenContainerLog: containers.reopenLog,
+    checkpointContainer: makeCheckpoint(context),
     containerEvents(listener) {
       // A wrapper of its own, so that one function may listen twice.
       const own = (event: ContainerEvent) => listener(event);

@@ -32,6 +32,22 @@ export interface OciRuntime {
   start(id: string, signal?: AbortSignal): Promise<void>;
   /** Makes and starts without a monitor; the process gets no standard streams. Throws SANDBOX_CREATE_FAILED. */
   runDetached(id: string, bundle: string, pidFile: string, signal?: AbortSignal): Promise<void>;
+  /** Stops all processes of the container where they are, and lets them go on. Throws FAILED_PRECONDITION. */
+  pause(id: string): Promise<void>;
+  resume(id: string): Promise<void>;
+  /**
+   * Writes the state of its processes, which go on, into the folder `images`, and CRIU's report into `work`.
+   * Throws FAILED_PRECONDITION with CRIU's words, DEADLINE_EXCEEDED, ABORTED.
+   */
+  checkpoint(
+    id: string,
+    options: {
+      readonly images: string;
+      readonly work: string;
+      readonly deadlineMs: number;
+      readonly signal?: AbortSignal;
+    },
+  ): Promise<void>;
   /** `created`, `running`, `stopped`…; undefined where the runtime does not know `id`. */
   state(id: string): Promise<string | undefined>;
   /** Sets the limits in `resourcesFile` (runtime-spec's `linux.resources`). Throws FAILED_PRECONDITION. */
@@ -66,6 +82,16 @@ export function makeOciRuntime(options: {
   const withDriver = systemdCgroup ? [...globalArgs, '--systemd-cgroup'] : globalArgs;
   const call = (args: readonly string[], signal?: AbortSignal): Promise<ExecResult> =>
     exec(path, [...withDriver, ...args], { deadlineMs: callDeadlineMs, signal });
+  const refusable = async (verb: 'pause' | 'resume', id: string) => {
+    try {
+      await call([verb, id]);
+    } catch (error) {
+      if (isError(error, 'DEADLINE_EXCEEDED')) throw error;
+      throw new KeelsonError('FAILED_PRECONDITION', `cannot ${verb} the container: ${runtimeWords(error)}`, {
+        cause: error,
+      });
+    }
+  };
   let asked: Promise<OciFeatures> | undefined;
   return {
     path,
@@ -130,6 +156,28 @@ export function makeOciRuntime(options: {
         if (isError(error, 'ABORTED', 'DEADLINE_EXCEEDED')) throw error;
         const said = lastError(await readText(log)) ?? describe(error);
         throw new KeelsonError('SANDBOX_CREATE_FAILED', `cannot start ${id}: ${said}`, { cause: error });
+      }
+    },
+    pause: (id) => refusable('pause', id),
+    resume: (id) => refusable('resume', id),
+    async checkpoint(id, { images, work, deadlineMs, signal }) {
+      const where = [`--image-path=${images}`, `--work-path=${work}`];
+      try {
+        await exec(path, [...withDriver, 'checkpoint', ...where, '--leave-running', id], {
+          // criu lies in sbin, which services need not have on their PATH.
+          env: { PATH: `${process.env['PATH'] ?? ''}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin` },
+          deadlineMs,
+          signal,
+          // CRIU stands inside of the processes: it is to get out of them first.
+          ...{ abortGraceMs: 10_000, killAfterMs: 10_000 },
+        });
+      } catch (error) {
+        if (isError(error, 'ABORTED', 'DEADLINE_EXCEEDED')) throw error;
+        const said = (await criuError(work)) ?? runtimeWords(error);
+        throw new KeelsonError('FAILED_PRECONDITION', `the container cannot be checkpointed: ${said}`, {
+          hint: '`criu check` on the node tells what CRIU lacks',
+          cause: error,
+        });
       }
     },
     async state(id) {
@@ -229,4 +277,10 @@ function runtimeWords(error: unknown): string {
   const said = isError(error, 'EXEC_FAILED') ? String(error.details['stderr'] ?? '') : '';
   const message = /level=(?:error|fatal) msg="((?:[^"\\]|\\.)*)"/.exec(said)?.[1]?.replaceAll('\\"', '"');
   return message ?? (said.trim() || describe(error));
+}
+
+/** The last error in CRIU's log; undefined where it says none. */
+async function criuError(workFolder: string): Promise<string | undefined> {
+  const text = await readText(join(workFolder, 'dump.log'));
+  return [...text.matchAll(/Error \([^)]*\): (.+)$/gm)].at(-1)?.[1];
 }
