@@ -279,8 +279,10 @@ function runtimeWords(error: unknown): string {
   return message ?? (said.trim() || describe(error));
 }
 
-/** The last error in CRIU's log; undefined where it says none. */
+/** The errors in CRIU's log, in their order: some are not why it failed, and which is not told. Undefined without any. */
 async function criuError(workFolder: string): Promise<string | undefined> {
   const text = await readText(join(workFolder, 'dump.log'));
-  return [...text.matchAll(/Error \([^)]*\): (.+)$/gm)].at(-1)?.[1];
+  const errors = [...text.matchAll(/Error \([^)]*\): (.+)$/gm)].map(([, said]) => said);
+  const some = errors.filter((said) => said !== 'Dumping FAILED.').slice(0, 5);
+  return some.length === 0 ? undefined : some.join('; ');
 }

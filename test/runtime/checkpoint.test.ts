@@ -4,12 +4,13 @@ import { existsSync } from 'node:fs';
 import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import type { NamespaceOption } from '../../runtime/api.ts';
 import { rootfsChanges } from '../../runtime/checkpoint/rootfs_diff.ts';
 import { findProgram } from '../../runtime/context.ts';
 import { describe, isError } from '../../runtime/host/errors.ts';
 import { exec } from '../../runtime/host/exec.ts';
 import { mount, unmount } from '../../runtime/host/syscalls.ts';
-import { cannotRun, type Machine, makeMachine } from './machine.ts';
+import { type ContainerChanges, cannotRun, type Machine, makeMachine } from './machine.ts';
 
 const deadlineMs = 10_000;
 const criu = findProgram('criu');
@@ -169,33 +170,48 @@ test('an agent that was killed at a checkpoint leaves no container standing stil
   assert.deepEqual(await machine.leftovers(), []);
 });
 
-test('by CRIU itself, where it can', {
-  skip: cannotRun || (criu === undefined && 'needs criu'),
-}, async (t) => {
-  const machine = await makeMachine(t);
-  const sandbox = await machine.runtime.runPodSandbox(machine.sandboxConfig(), '');
-  const id = await machine.startContainer(sandbox, ['sleep', '1000']);
-  const location = join(machine.root, 'real.tar');
-  const able = (await exec('criu', ['check'], { deadlineMs, okCodes: 'any' })).code === 0;
-  const work = machine.runtime.checkpointContainer(id, location, 0);
-  if (able) {
-    await work;
-    const names = await listArchive(location);
-    assert.ok(
-      names.some((name) => /^checkpoint\/core-\d+\.img$/.test(name)),
-      names.join(' '),
-    );
-  } else {
-    await assert.rejects(
-      work,
-      (error) => isError(error, 'FAILED_PRECONDITION') && /criu check/.test(error.hint ?? ''),
-    );
-  }
-  assert.equal((await machine.runtime.containerStatus(id)).state, 'running');
-  assert.equal((await machine.runtime.execSync(id, ['true'], 10_000)).exitCode, 0, 'it is not paused');
-  await machine.runtime.removePodSandbox(sandbox);
-  assert.deepEqual(await machine.leftovers(), []);
-});
+const pod = { network: 'pod', pid: 'container', ipc: 'pod' } as const;
+const kinds: Readonly<Record<string, [NamespaceOption, ContainerChanges]>> = {
+  "the host's network": [{ ...pod, network: 'node' }, {}],
+  'a network of its own': [pod, { linux: { security: { namespaces: pod } } }],
+  // Of other users' processes CRIU reads the limits only with CAP_SYS_RESOURCE.
+  'a seccomp filter': [
+    pod,
+    { linux: { security: { namespaces: pod, seccomp: { type: 'RuntimeDefault' } } } },
+  ],
+  'input that stays open': [pod, { stdin: true, linux: { security: { namespaces: pod } } }],
+};
+for (const [what, [namespaces, changes]] of Object.entries(kinds)) {
+  test(`by CRIU itself, where it can: ${what}`, {
+    skip: cannotRun || (criu === undefined && 'needs criu'),
+  }, async (t) => {
+    const machine = await makeMachine(t);
+    const config = machine.sandboxConfig({ linux: { security: { namespaces } } });
+    const sandbox = await machine.runtime.runPodSandbox(config, '');
+    const id = await machine.startContainer(sandbox, ['sleep', '1000'], changes);
+    const location = join(machine.root, 'real.tar');
+    const able = (await exec('criu', ['check'], { deadlineMs, okCodes: 'any' })).code === 0;
+    const work = machine.runtime.checkpointContainer(id, location, 0);
+    if (able) {
+      await work;
+      const names = await listArchive(location);
+      assert.ok(
+        names.some((name) => /^checkpoint\/core-\d+\.img$/.test(name)),
+        names.join(' '),
+      );
+    } else {
+      await assert.rejects(
+        work,
+        (error) => isError(error, 'FAILED_PRECONDITION') && /criu check/.test(error.hint ?? ''),
+      );
+    }
+    assert.equal((await machine.runtime.containerStatus(id)).state, 'running');
+    const { exitCode } = await machine.runtime.execSync(id, ['true'], 10_000);
+    assert.equal(exitCode, 0, 'it is not paused');
+    await machine.runtime.removePodSandbox(sandbox);
+    assert.deepEqual(await machine.leftovers(), []);
+  });
+}
 
 test('changes of an overlay: whiteouts, opaque folders and what is new below them', {
   skip: process.getuid?.() !== 0 && 'needs root',
