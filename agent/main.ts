@@ -433,6 +433,7 @@ async function assemble(
         },
         healthy,
         streams: { runtime, handlers: async () => (await streaming()).handlers },
+        checkpoints: { runtime, folder: join(keelson.kubeletDir, 'checkpoints') },
         stats: lazyStats({
           nodeName,
           runtime,

@@ -59,7 +59,9 @@ export function makeSandboxes(
     const folder = folders.sandbox(record.id);
     const bundle = join(folder, 'init');
     const rootfs = join(bundle, 'rootfs');
-    await mkdir(rootfs, { recursive: true, mode: 0o755 });
+    // crun wants that folder of every root.
+    const dev = join(rootfs, 'dev');
+    await mkdir(dev, { recursive: true, mode: 0o755 });
     const runtime = programs.runtimeFor(record.handler);
     const { security } = record.config.linux;
     const namespaces = joinedPins(folder, wantedNamespaces(record.config));
@@ -70,7 +72,8 @@ export function makeSandboxes(
         outsideId(namespaces.user.gids, 0),
       );
       // It makes the places of its mounts itself.
-      await chown(rootfs, outsideId(namespaces.user.uids, 0), outsideId(namespaces.user.gids, 0));
+      const root = [outsideId(namespaces.user.uids, 0), outsideId(namespaces.user.gids, 0)] as const;
+      await Promise.all([rootfs, dev].map((path) => chown(path, ...root)));
     }
     const spec = sandboxInitSpec({
       rootfs,

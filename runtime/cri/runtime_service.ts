@@ -222,14 +222,10 @@ export function makeRuntimeHandlers({
       ),
     GetContainerEvents: (_request, call) => sendEvents(runtime, call),
 
-    async CheckpointContainer() {
-      throw new KeelsonError(
-        'UNIMPLEMENTED',
-        (await runtime.canCheckpoint())
-          ? 'containers cannot be checkpointed: criu is here, but keelson does not drive it yet'
-          : 'containers cannot be checkpointed: criu is not on this node',
-        { hint: 'stop the container and start a new one instead' },
-      );
+    async CheckpointContainer({ containerId, location, timeout }, { signal }) {
+      const limit = millisecondsOf(timeout, 'timeout');
+      await runtime.checkpointContainer(await ids.container(containerId), location, limit, signal);
+      return {};
     },
     CheckpointPod: unimplemented('pods cannot be checkpointed'),
     RestorePod: unimplemented('pods cannot be restored from a checkpoint'),

@@ -128,6 +128,11 @@ export function makeRemoteRuntime({ call }: Channel, timeoutMs: number): RemoteR
       const request = { containerId: id, linux: resourcesTo(resources) };
       await call('UpdateContainerResources', request, within(signal));
     },
+    async checkpointContainer(id, location, timeout, signal) {
+      const request = { containerId: id, location, timeout: secondsTo(timeout) };
+      // The other side's own default is two minutes.
+      await call('CheckpointContainer', request, { deadlineMs: (timeout || 120_000) + timeoutMs, signal });
+    },
     async reopenContainerLog(id, signal) {
       await call('ReopenContainerLog', { containerId: id }, within(signal));
     },

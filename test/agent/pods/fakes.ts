@@ -232,6 +232,7 @@ export function fakeRuntime(clock: Clock, delay: () => Promise<void> = turn): Fa
     attach: async () => {},
     portForward: async () => {},
     reopenContainerLog: async () => {},
+    checkpointContainer: async () => {},
     containerEvents(listener) {
       listeners.add(listener);
       return () => listeners.delete(listener);
