@@ -158,10 +158,11 @@ async function bringUp(
   await pushImage(registry.host, 'bench/busybox:1', busyboxImage());
   const sandboxImage = `${registry.host}/bench/pause:1`;
   await pushImage(registry.host, 'bench/pause:1', pauseImage('sandbox'));
+  const log = makeLogger('warn');
   const client = makeClient({
     access: await loadKubeconfig(cluster.adminKubeconfig),
     clock: systemClock,
-    log: makeLogger('warn'),
+    log,
     userAgent: 'keelson-bench',
   });
   undo.push(() => client.close());
@@ -178,7 +179,7 @@ async function bringUp(
     await cluster.apply({ apiVersion: 'v1', kind: 'Namespace', metadata: { name: namespace } });
     for (const object of ['serviceaccount/default', 'configmap/kube-root-ca.crt'])
       await cluster.kubectl(['wait', '--for=create', object, '-n', namespace, '--timeout=50s']);
-    const lane = openLane({ client, namespace, nodeName: node.name, image, signal: end.signal });
+    const lane = openLane({ client, namespace, nodeName: node.name, image, log, signal: end.signal });
     try {
       await lane.start('warm');
       await lane.remove('warm');

@@ -1,5 +1,8 @@
 /** Pods made and deleted through the apiserver, and when a watch sees them Running and gone. */
+import { reflect } from '../../../agent/apiserver/reflector.ts';
 import type { ApiserverClient, Pod } from '../../../agent/apiserver/types.ts';
+import { systemClock } from '../../../runtime/host/clock.ts';
+import type { Logger } from '../../../runtime/host/log.ts';
 
 /** For a pod to come or go; in milliseconds. */
 const deadlineMs = 240_000;
@@ -19,36 +22,35 @@ export interface LaneOptions {
   readonly namespace: string;
   readonly nodeName: string;
   readonly image: string;
+  readonly log: Logger;
   readonly signal: AbortSignal;
 }
 
 /** Pods of one node in a namespace of its own, under one watch, as any controller would hold it. */
 export function openLane(options: LaneOptions): Lane {
-  const { client, namespace, signal } = options;
+  const { client, namespace, signal, log } = options;
   const path = `/api/v1/namespaces/${namespace}/pods`;
   const seen = new Map<string, PromiseWithResolvers<number>>();
   const at = (key: string) => {
     let entry = seen.get(key);
     if (entry === undefined) {
       entry = Promise.withResolvers<number>();
-      entry.promise.catch(() => {});
       seen.set(key, entry);
     }
     return entry;
   };
-  void (async () => {
-    for await (const { type, object } of client.watch<Pod>(path, { signal })) {
-      const now = performance.now();
-      const name = object.metadata?.name;
-      if (type === 'DELETED') at(`gone ${name}`).resolve(now);
-      else if (isRunning(object)) at(`running ${name}`).resolve(now);
-    }
-    throw new Error('the watch ended');
-  })().catch((error: unknown) => {
-    if (signal.aborted) return;
-    console.error('the watch broke', error);
-    for (const { reject } of seen.values()) reject(error);
-  });
+  reflect<Pod>({
+    client,
+    path,
+    clock: systemClock,
+    log,
+    signal,
+    onReplace: () => {},
+    onUpsert: (pod) => {
+      if (isRunning(pod)) at(`running ${pod.metadata?.name}`).resolve(performance.now());
+    },
+    onDelete: ({ metadata }) => at(`gone ${metadata?.name}`).resolve(performance.now()),
+  }).synced.catch(() => {});
   const reached = async (key: string) => {
     const { promise, reject } = at(key);
     const timer = setTimeout(() => reject(new Error(`not ${key} within ${deadlineMs} ms`)), deadlineMs);
