@@ -18,7 +18,13 @@ import { openForGroup } from './oci/image_mounts.ts';
 import { containerCgroup, sandboxInitSpec } from './oci/spec.ts';
 import { identify, isAlive, type ProcessIdentity, readPidFile, signalProcess } from './processes.ts';
 import { attachmentOf, checkSandboxConfig, resolvConf, wantedNamespaces } from './sandbox_config.ts';
-import { joinedPins, type NamespacePinner, type Pins, pinnedNetwork, unpin } from './sandbox_namespaces.ts';
+import {
+  joinedPins,
+  type NamespacePinner,
+  type Pins,
+  pinnedNetwork,
+  unpinAside,
+} from './sandbox_namespaces.ts';
 import { confine } from './security/confinement.ts';
 import { makeUserNamespaces, outsideId } from './security/userns.ts';
 import type { SandboxRecord } from './state.ts';
@@ -141,7 +147,7 @@ export function makeSandboxes(
       if (record.attached) await cni.del({ ...attachmentOf(record), netns: pinnedNetwork(folder) }, signal);
     } finally {
       // Whatever the plugins say: they can do without the namespace, and the row is kept to ask them again.
-      unpin(folder);
+      await unpinAside(folder);
     }
     state.removeSandbox(record.id);
   };
@@ -276,7 +282,7 @@ export function makeSandboxes(
       await cni.del({ ...attachmentOf(record), netns: pinnedNetwork(folder) }, signal);
       state.changeSandbox(id, { attached: false });
     }
-    unpin(folder);
+    await unpinAside(folder);
     if (wasReady) context.emit('stopped', id, config.metadata);
   };
 

@@ -7,6 +7,7 @@
  * that stay as they are. Nothing may be started inside: threads and children would inherit the sandbox's namespaces.
  */
 import { closeSync, mkdirSync, openSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import type { UserNamespace } from './api.ts';
 import { errnoOf, isError, KeelsonError } from './host/errors.ts';
 import {
@@ -18,6 +19,7 @@ import {
   setns,
   umountFlags,
   unmount,
+  unmountAside,
   unshare,
 } from './host/syscalls.ts';
 import type { JoinedNamespaces } from './oci/spec.ts';
@@ -225,10 +227,17 @@ function writeSysctl(file: string, value: string, needed: boolean): void {
   }
 }
 
+const mounted = ['net', 'ipc', 'uts', 'user', 'pid', 'shm'] as const;
+const detach = umountFlags.NOFOLLOW | umountFlags.DETACH;
+
 /** Unmounts whatever is pinned or mounted in a sandbox's folder and removes the folder. Idempotent. */
 export function unpin(folder: string): void {
-  for (const name of ['net', 'ipc', 'uts', 'user', 'pid', 'shm']) {
-    while (unmount(`${folder}/${name}`, umountFlags.NOFOLLOW | umountFlags.DETACH));
-  }
+  for (const name of mounted) while (unmount(`${folder}/${name}`, detach));
   rmSync(folder, { recursive: true, force: true });
+}
+
+/** `unpin` without holding up the main thread: each unmount waits for all processors. */
+export async function unpinAside(folder: string): Promise<void> {
+  for (const name of mounted) while (await unmountAside(`${folder}/${name}`, detach));
+  await rm(folder, { recursive: true, force: true });
 }

@@ -112,8 +112,15 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     apply: (uid, pod, change) => held.get(uid)?.worker.update(pod, change),
   });
 
+  let telling = false;
+  /** Told once for all that comes together: a burst of pods changes them with every event. */
   function requestsChanged(): void {
-    options.onRequests?.(room.others(''));
+    if (telling) return;
+    telling = true;
+    setImmediate(() => {
+      telling = false;
+      if (!closed) options.onRequests?.(room.others(''));
+    });
   }
 
   /** Something was given back: those that wait for it are looked at again. */

@@ -2,6 +2,7 @@
  * The worker of one pod: looks, plans, acts, and sleeps until something happens. Everything that decides is in
  * plan/; the worker only keeps the plan's memory and carries its actions out.
  */
+import { isDeepStrictEqual } from 'node:util';
 import { describe } from '../../runtime/host/errors.ts';
 import type { Pod, PodStatus } from '../apiserver/types.ts';
 import type { ReadyVolume } from '../volumes/types.ts';
@@ -118,6 +119,7 @@ export function startWorker(options: WorkerOptions): Worker {
   /** The last look at the pod failed. */
   let lost = false;
   let cancelGrace = () => {};
+  let reported: PodStatus | undefined;
   let finishing = false;
   let cancelTimer = () => {};
 
@@ -247,11 +249,14 @@ export function startWorker(options: WorkerOptions): Worker {
 
   function report(next: Plan, now: number): void {
     if (memory.termination?.kind === 'removed') return;
-    if (!next.settling) settlingSince = undefined;
-    else {
+    if (next.settling) {
+      if (isDeepStrictEqual(next.status, reported)) return;
       settlingSince ??= now;
       if (now < settlingSince + settleMs) return;
     }
+    // What changes from now on is kept back anew.
+    settlingSince = undefined;
+    reported = next.status;
     options.onStatus(next.status);
   }
 

@@ -40,7 +40,7 @@ export interface Plan {
   readonly status: WrittenStatus;
   /** When to plan again though nothing happened, in wall clock milliseconds. */
   readonly wakeAt?: number;
-  /** A start goes well and is not done: its status may be written a little later. */
+  /** A start goes well and is not done, or an end is under way: the status may be written a little later. */
   readonly settling: boolean;
   /** Nothing runs any more and nothing will: the status is the last one. */
   readonly final: boolean;
@@ -208,7 +208,7 @@ function terminate(input: PlanInput, deadline: number): Plan {
         ...stopAll(pod, observed, deadline, memory, inFlight, now),
         interruptStarts: true,
         status,
-        settling: false,
+        settling: true,
         final: false,
         gone: false,
       };
