@@ -42,5 +42,9 @@ export function podsConfig(config: AgentConfig): PodsConfig {
       seccompDefault: config.seccompDefault,
     },
     maxContainerRestartPeriodMs: config.crashLoopBackOff.maxContainerRestartPeriod,
+    dead: {
+      perContainer: keelson.maximumDeadContainersPerContainer,
+      minAgeMs: keelson.minimumContainerTTLDuration,
+    },
   };
 }
