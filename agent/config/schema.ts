@@ -311,6 +311,9 @@ const ownFields = {
   /** One address, or one of each family separated by a comma. */
   nodeIP: string({ acted }),
   nodeLabels: map(string({ default: '', keepZero }), { acted }),
+  /** As kubelet's flags of these names: how many dead containers are kept besides the newest, and how long at least. */
+  maximumDeadContainersPerContainer: integer({ default: 1, min: 0, max: 100, keepZero, acted }),
+  minimumContainerTTLDuration: duration({ default: '0s', acted }),
 };
 
 /** Where keelson's default differs from kubelet's, and why. */

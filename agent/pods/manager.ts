@@ -1,5 +1,6 @@
 /** All pods of the node: takes them from the sources, keeps a worker for each, writes their status. */
 import type { Pod, PodStatus } from '../apiserver/types.ts';
+import { removeDeadLinks } from '../logs/links.ts';
 import { criticality, isMirror } from '../manifests/mirror_plan.ts';
 import { makeMirrors } from '../manifests/mirrors.ts';
 import type { Shared } from './actions/context.ts';
@@ -343,6 +344,9 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         add('api', pod, true);
       }
       mirrors?.settled();
+      const { containerLogsDir, podLogsDir } = options.config;
+      const containers = await runtime.listContainers();
+      await removeDeadLinks(containerLogsDir, podLogsDir, new Set(containers.map(({ id }) => id)));
     } catch (error) {
       log.warn({ err: error }, 'cannot look for what is left of unknown pods, trying again');
       if (!closed) cancelOrphans = clock.after(relistMs, () => void removeOrphans());

@@ -188,6 +188,7 @@ export function startWorker(options: WorkerOptions): Worker {
       hostIps: options.hostIps(),
       now,
       crash,
+      dead: config.dead,
       runtimeName: config.runtimeName,
     });
     status = next.status;
