@@ -20,6 +20,7 @@ export interface ForeignRuntime {
   readonly handlers: readonly string[];
   /** A folder in the file system of its images. */
   readonly imagesFolder: string;
+  readonly podCidrs: (cidrs: string) => Promise<void>;
   close(): void;
 }
 
@@ -75,6 +76,7 @@ export async function openForeignRuntime(options: ForeignRuntimeOptions): Promis
       runtime,
       name,
       images,
+      podCidrs: (cidrs) => client.updatePodCidrs(cidrs),
       collector: makeForeignCollector({ runtime, images, clock, log }),
       cgroupDriver,
       handlers: handlers.map(({ name }) => name).filter((name) => name !== ''),

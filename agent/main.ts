@@ -213,6 +213,10 @@ async function assemble(
       stateDir: foreign?.imagesFolder ?? keelson.stateDir,
       nodeIP: keelson.nodeIP,
     });
+    if (client === undefined && config.podCIDR)
+      await own
+        ?.podCidrs(config.podCIDR)
+        .catch((error: unknown) => log.error({ err: error }, 'podCIDR is not used'));
     let reflector: Reflector | undefined;
     const node =
       client === undefined
@@ -229,6 +233,7 @@ async function assemble(
             kubeletVersion: `${kubernetesVersion}-keelson.${version}`,
             handlers: foreign?.handlers ?? Object.keys(keelson.runtimes),
             onApiserverBack: () => reflector?.retryNow(),
+            onPodCidrs: own?.podCidrs ?? foreign?.podCidrs,
           });
     if (node !== undefined) {
       after(() => node.close());
