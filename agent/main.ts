@@ -160,6 +160,10 @@ async function assemble(
       stateDir: foreign?.imagesFolder ?? keelson.stateDir,
       nodeIP: keelson.nodeIP,
     });
+    if (client === undefined && config.podCIDR)
+      await own
+        ?.podCidrs(config.podCIDR)
+        .catch((error: unknown) => log.error({ err: error }, 'podCIDR is not used'));
     let reflector: Reflector | undefined;
     const declared = declaredFeatures(config);
     const node =
@@ -177,6 +181,7 @@ async function assemble(
             kubeletVersion: `${kubernetesVersion}-keelson.${version}`,
             declaredFeatures: declared,
             onApiserverBack: () => reflector?.retryNow(),
+            onPodCidrs: own?.podCidrs ?? foreign?.podCidrs,
           });
     if (node !== undefined) {
       after(() => node.close());
