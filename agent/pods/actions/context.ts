@@ -10,6 +10,7 @@ import type { ReadyVolume, VolumeManager } from '../../volumes/types.ts';
 import type { PodMemory } from '../plan/memory.ts';
 import type { ProbeRoom } from '../prober.ts';
 import type { KernelSettings } from '../resources/kernel_limits.ts';
+import type { Turns } from '../resources/turns.ts';
 import { ephemeralContainers, initContainers } from '../spec/pod.ts';
 import type { CgroupSettings } from '../spec/qos.ts';
 import type { SecuritySettings } from '../spec/security.ts';
@@ -44,6 +45,7 @@ export interface PodsConfig {
 export interface Made {
   readonly handlers: Handlers;
   readonly userIds: UserIds;
+  readonly turns: Turns;
 }
 
 /** What all pods share. */
