@@ -1,4 +1,5 @@
 /** All pods of the node: takes them from the sources, keeps a worker for each, writes their status. */
+import { availableParallelism } from 'node:os';
 import type { Pod, PodStatus } from '../apiserver/types.ts';
 import { removeDeadLinks } from '../logs/links.ts';
 import { criticality, isMirror } from '../manifests/mirror_plan.ts';
@@ -13,6 +14,7 @@ import { isTerminalPhase } from './plan/conditions.ts';
 import { swapForbids } from './resources/kernel_limits.ts';
 import { makeResizer } from './resources/resizer.ts';
 import { makeRoom } from './resources/room.ts';
+import { makeTurns } from './resources/turns.ts';
 import { type NodeFacts, type Refusal, refusalOf } from './spec/admission.ts';
 import { formatPod, labelNames, uidOf } from './spec/pod.ts';
 import { makeStatusWriter, type StatusWriter } from './status_writer.ts';
@@ -68,9 +70,16 @@ interface Held {
   removed: boolean;
 }
 
+/** Some of them wait for the kernel or a disk. */
+const heavyForEachProcessor = 4;
+
 export function makePodManager(options: PodManagerOptions): PodManager {
   const { runtime, objects, client, clock, log } = options;
-  const made = { handlers: makeHandlers(options), userIds: makeUserIds(options.config.kubeletDir) };
+  const made = {
+    handlers: makeHandlers(options),
+    userIds: makeUserIds(options.config.kubeletDir),
+    turns: makeTurns(clock, availableParallelism() * heavyForEachProcessor),
+  };
   const held = new Map<string, Held>();
   /** Taken down already; their objects may still come along until the source forgets them. */
   const finished = new Map<string, PodSourceKind>();
