@@ -55,6 +55,16 @@ async function images(programs: E2ePrograms, signal: AbortSignal): Promise<Map<s
     [`${suite}/busybox:1.37.0-2`, marked('busybox')],
     [`${suite}/glibc-dns-testing:2.1.1`, marked('glibc-dns-testing')],
     [`${suite}/ipc-utils:1.4`, marked('ipc-utils')],
+    // Of an image volume only two files are read.
+    [
+      `${suite}/kitten:1.8`,
+      busyboxImage({
+        files: [
+          { path: 'data.json', content: '{"image":"kitten.jpg"}\n' },
+          { path: 'etc/os-release', content: 'NAME="Alpine Linux"\n' },
+        ],
+      }),
+    ],
     [`${suite}/nginx:1.27.0-2`, webServer('1.27')],
     [`${suite}/nginx:1.28.0-2`, webServer('1.28')],
     [
