@@ -12,6 +12,7 @@ import type { E2ePrograms } from '../peers/e2e.ts';
 import { busyboxImage as anyBusyboxImage, type BuiltImage, pauseImage, pushImage } from '../peers/image.ts';
 import { nginxConfig, nginxFiles } from '../peers/nginx.ts';
 import type { TarEntry } from '../peers/tar.ts';
+import { servedImage } from './served_image.ts';
 
 const suite = 'registry.k8s.io/e2e-test-images';
 /** What pods of containerd are held by. */
@@ -100,6 +101,7 @@ async function agnhostFiles({ agnhost }: E2ePrograms, signal: AbortSignal): Prom
     { path: 'localhost.crt', content: certificate },
     { path: 'localhost.key', content: key },
     { path: 'uploads', type: 'directory' },
+    ...servedImage('pause', 'testing', pauseImage('private')),
     { path: 'agnhost', fromHost: agnhost, mode: 0o755 },
     { path: 'agnhost-2', type: 'symlink', target: 'agnhost' },
     {
