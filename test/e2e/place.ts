@@ -61,11 +61,19 @@ export interface Place {
   close(): Promise<void>;
 }
 
-/** Starts the control plane and the node, `registry` answering for all registries, and waits until the node is Ready. */
+/** A registry that specs start in a pod on the node's network: the only one that is asked itself. */
+const podRegistry = 'localhost:5000';
+
+/** Starts the control plane and the node, `registry` answering for all other registries, and waits until the node is Ready. */
 export async function setPlace(peer: Peer, folder: string, registry: string): Promise<Place> {
   const registries = join(folder, 'certs.d');
-  await mkdir(join(registries, '_default'), { recursive: true });
-  await writeFile(join(registries, '_default/hosts.toml'), hostsToml(registry));
+  for (const [name, host] of [
+    ['_default', registry],
+    [podRegistry, podRegistry],
+  ] as const) {
+    await mkdir(join(registries, name), { recursive: true });
+    await writeFile(join(registries, name, 'hosts.toml'), hostsToml(host));
+  }
   const cluster = await startCluster();
   let served: { readonly daemon: Daemon; readonly runtimeEndpoint: string } | undefined;
   const close = async () => {
