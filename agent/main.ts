@@ -263,6 +263,9 @@ async function assemble(
       log: log.child({ room: 'volumes' }),
       clock,
       allocatable,
+      nodeLabels: () => node?.current()?.metadata?.labels ?? {},
+      warn: (pod, reason, message) =>
+        events.event({ apiVersion: 'v1', kind: 'Pod', metadata: pod.metadata }, 'Warning', reason, message),
     });
     const cgroups = detectCgroups();
     const cgroupDriver = foreign?.cgroupDriver ?? config.cgroupDriver;

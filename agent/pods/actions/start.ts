@@ -90,6 +90,7 @@ async function configure(
     env,
     ...expandCommand(container, env),
     volumes: context.ready,
+    volumeImages: context.memory.images[container.name]?.volumeImages,
     subPaths,
     hostsFile: hosts,
     terminationFile,

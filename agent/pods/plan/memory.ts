@@ -15,6 +15,8 @@ export interface ImageMemory {
   readonly image?: string;
   /** Present: the image is there. */
   readonly imageId?: string;
+  /** Ids of the images that it mounts, by their references. */
+  readonly volumeImages?: Readonly<Record<string, string>>;
   readonly failure?: Failure;
 }
 

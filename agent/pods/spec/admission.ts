@@ -1,5 +1,7 @@
 /** Whether the node can run a pod at all: kubelet's admission (pkg/kubelet/lifecycle/predicate.go). Pure. */
+
 import type { Pod } from '../../apiserver/types.ts';
+import { matchesNode } from '../../node/selector.ts';
 import {
   nodeName,
   operatingSystem,
@@ -97,36 +99,6 @@ function hostPorts(pod: Pod, others: readonly Pod[]): Refusal | undefined {
     : predicateRefusal('NodePorts', "node(s) didn't have free ports for the requested pod ports");
 }
 
-interface Requirement {
-  readonly key: string;
-  readonly operator: string;
-  readonly values?: readonly string[];
-}
-
-/** One term of a node selector (core/v1 NodeSelectorRequirement). */
-function matches(
-  { key, operator, values = [] }: Requirement,
-  facts: Readonly<Record<string, string>>,
-): boolean {
-  const value = facts[key];
-  switch (operator) {
-    case 'In':
-      return value !== undefined && values.includes(value);
-    case 'NotIn':
-      return value === undefined || !values.includes(value);
-    case 'Exists':
-      return value !== undefined;
-    case 'DoesNotExist':
-      return value === undefined;
-    case 'Gt':
-      return value !== undefined && Number(value) > Number(values[0]);
-    case 'Lt':
-      return value !== undefined && Number(value) < Number(values[0]);
-    default:
-      return false;
-  }
-}
-
 function affinity(pod: Pod, node: NodeFacts): Refusal | undefined {
   const refusal = predicateRefusal('NodeAffinity', "node(s) didn't match Pod's node affinity/selector");
   if (Object.keys(node.labels).length === 0) return undefined;
@@ -134,15 +106,6 @@ function affinity(pod: Pod, node: NodeFacts): Refusal | undefined {
   if (selector.some(([key, value]) => node.labels[key] !== value)) return refusal;
   const required = pod.spec?.affinity?.nodeAffinity?.requiredDuringSchedulingIgnoredDuringExecution;
   if (required === undefined) return undefined;
-  const fields = { 'metadata.name': node.name };
-  const met = required.nodeSelectorTerms.some((term) => {
-    const expressions = term.matchExpressions ?? [];
-    const matchFields = term.matchFields ?? [];
-    return (
-      expressions.length + matchFields.length > 0 &&
-      expressions.every((requirement) => matches(requirement, node.labels)) &&
-      matchFields.every((requirement) => matches(requirement, fields))
-    );
-  });
+  const met = matchesNode(required.nodeSelectorTerms, node.labels, { 'metadata.name': node.name });
   return met ? undefined : refusal;
 }
