@@ -33,6 +33,7 @@ import { type ImageAccess, makeImageAccess } from './images/access.ts';
 import { type ImageGc, startImageGc } from './images/gc.ts';
 import { startLogRotation } from './logs/rotate.ts';
 import { once, whenCalm } from './main/calm.ts';
+import { startCsi } from './main/csi.ts';
 import { imagesOptions, openState } from './main/images.ts';
 import { kernelSettings } from './main/kernel.ts';
 import { foreignRuntime, openRuntime } from './main/runtime.ts';
@@ -255,7 +256,18 @@ async function assemble(
 
     const firstFacts = await facts.read();
     const allocatable = () => node?.current()?.status?.allocatable ?? {};
+    const csi = startCsi({
+      kubeletDir: keelson.kubeletDir,
+      nodeName,
+      client,
+      registered: node?.registered,
+      events,
+      clock,
+      log: log.child({ room: 'volumes' }),
+    });
+    after(() => csi.close());
     const volumes = makeVolumes({
+      kinds: [csi.kind],
       kubeletDir: keelson.kubeletDir,
       client,
       objects,

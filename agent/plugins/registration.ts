@@ -38,7 +38,7 @@ export interface Plugin {
 /** What is done with the plugins of one type. */
 export interface PluginHandler {
   /** Throws why the plugin is not taken. */
-  readonly validate: (plugin: Plugin) => void;
+  readonly validate: (plugin: Plugin) => void | Promise<void>;
   /** From here on it is used. Throws why it cannot be; then `deregister` is not called. */
   readonly register: (plugin: Plugin, signal: AbortSignal) => Promise<void>;
   readonly deregister: (plugin: Plugin) => Promise<void>;
@@ -97,7 +97,7 @@ async function introduce(
   if (handler === undefined)
     return refuse(`no handler registered for plugin type: ${type} at socket ${socket}`);
   try {
-    handler.validate(plugin);
+    await handler.validate(plugin);
   } catch (error) {
     return refuse(`plugin validation failed with err: ${describe(error)}`);
   }
