@@ -7,6 +7,7 @@ import { listFolder } from '../../runtime/host/files.ts';
 import { keyedQueue } from '../../runtime/host/keyed.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import type { ApiserverClient, ObjectCache, Pod, Volume } from '../apiserver/types.ts';
+import { checkNode } from './claims/claim.ts';
 import { makeClaims } from './claims/resolve.ts';
 import { emptyDirKind } from './emptydir.ts';
 import { hostPathKind } from './hostpath.ts';
@@ -43,14 +44,10 @@ export interface VolumesOptions {
 }
 
 export function makeVolumes(options: VolumesOptions): VolumeManager {
-  const { clock, log, random = Math.random, allocatable = () => ({}) } = options;
+  const { clock, log, random = Math.random, allocatable = () => ({}), nodeLabels = () => ({}) } = options;
   const podsDir = join(options.kubeletDir, 'pods');
   const queue = keyedQueue();
-  const claims = makeClaims({
-    client: options.client,
-    podsDir,
-    nodeLabels: options.nodeLabels ?? (() => ({})),
-  });
+  const claims = makeClaims({ client: options.client, podsDir });
   const tokens = makeTokens({ client: options.client, clock, log, random });
   const patience = makePatience({ clock });
   const kinds: readonly VolumeKind[] = [
@@ -68,6 +65,7 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
   const setUpOne = async (
     pod: Pod,
     volume: Volume,
+    shown: Map<string, string>,
     signal: AbortSignal | undefined,
   ): Promise<{ ready: ReadyVolume; due?: number | undefined }> => {
     const { name, ...own } = volume;
@@ -77,6 +75,8 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
     if (kind === undefined) throw unknownKind(source);
     const specName = bound?.volume.metadata?.name ?? name;
     checkName(specName);
+    shown.set(name, specName);
+    if (bound !== undefined) checkNode(bound, nodeLabels());
     const parent = join(podsDir, pod.metadata!.uid!, 'volumes', kind.plugin ?? '');
     if (kind.plugin !== undefined) await mkdir(parent, { recursive: true, mode: 0o750 });
     const { due, ...prepared } = await kind.setUp({
@@ -116,11 +116,15 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
         if (signal?.aborted) throw abortError(signal, 'setting up volumes');
         const volumes = pod.spec?.volumes ?? [];
         for (const { name } of volumes) checkName(name);
-        const results = await Promise.allSettled(volumes.map((volume) => setUpOne(pod, volume, signal)));
+        /** What the volumes are called in messages. */
+        const shown = new Map(volumes.map(({ name }) => [name, name]));
+        const results = await Promise.allSettled(
+          volumes.map((volume) => setUpOne(pod, volume, shown, signal)),
+        );
         if (signal?.aborted) throw abortError(signal, 'setting up volumes');
         const failed = results.flatMap((result, index) =>
           result.status === 'rejected'
-            ? [{ name: volumes[index]!.name, cause: result.reason as unknown }]
+            ? [{ name: shown.get(volumes[index]!.name)!, cause: result.reason as unknown }]
             : [],
         );
         if (failed.length > 0) throw failureOf(failed);

@@ -15,14 +15,13 @@ import type {
   Pod,
   Volume,
 } from '../../apiserver/types.ts';
-import { type Bound, checkClaim, checkNode, checkVolume, claimNameOf, failed } from './claim.ts';
+import { type Bound, checkClaim, checkVolume, claimNameOf, failed } from './claim.ts';
 
 export interface ClaimsOptions {
   /** Absent: only what is on disk is known. */
   readonly client?: ApiserverClient;
   /** `<kubelet root>/pods`. */
   readonly podsDir: string;
-  readonly nodeLabels: () => Readonly<Record<string, string>>;
 }
 
 export interface Claims {
@@ -34,7 +33,7 @@ export interface Claims {
   forget(podUid: string): void;
 }
 
-export function makeClaims({ client, podsDir, nodeLabels }: ClaimsOptions): Claims {
+export function makeClaims({ client, podsDir }: ClaimsOptions): Claims {
   /** By pod uid, then by the pod's name for the volume. */
   const known = new Map<string, Map<string, Bound>>();
 
@@ -65,7 +64,6 @@ export function makeClaims({ client, podsDir, nodeLabels }: ClaimsOptions): Clai
       ),
     };
     checkVolume(pod, volume.name, bound);
-    checkNode(bound, nodeLabels());
     return bound;
   }
 
