@@ -22,8 +22,9 @@ import type { ImageGc } from './images/gc.ts';
 import { openApi } from './main/api.ts';
 import { openApiserver } from './main/apiserver.ts';
 import { once, whenIdle } from './main/calm.ts';
+import { startCsi } from './main/csi.ts';
 import { authsOfNode, imagesOptions, openState } from './main/images.ts';
-import { podSettings } from './main/pod_settings.ts';
+import { podSettings } from './main/pods/settings.ts';
 import { foreignRuntime, openRuntime } from './main/runtime.ts';
 import { openSources, sourceKinds } from './main/sources.ts';
 import { lazyStreaming } from './main/streaming.ts';
@@ -209,7 +210,18 @@ async function assemble(
     const firstFacts = await facts.read();
     const allocatable = () => node?.current()?.status?.allocatable ?? {};
     const nodeLabels = () => node?.current()?.metadata?.labels ?? {};
+    const csi = startCsi({
+      kubeletDir: keelson.kubeletDir,
+      nodeName,
+      client,
+      registered: node?.registered,
+      events,
+      clock,
+      log: log.child({ room: 'volumes' }),
+    });
+    after(() => csi.close());
     const volumes = makeVolumes({
+      kinds: [csi.kind],
       kubeletDir: keelson.kubeletDir,
       client,
       objects,

@@ -97,11 +97,14 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
   /** What is left of each volume of a kind that has more than a folder. */
   const tearDownKinds = async (real: string, uid: string, signal: AbortSignal | undefined): Promise<void> => {
     await unmountBelow(join(real, uid, 'volume-subpaths'));
-    const volumes = join(real, uid, 'volumes');
     for (const { plugin, tearDown } of kinds) {
       if (tearDown === undefined || plugin === undefined) continue;
-      for (const specName of await listFolder(join(volumes, plugin))) {
-        await tearDown({ podUid: uid, specName, folder: join(volumes, plugin, specName), signal });
+      // Devices are in a folder of their own, as with kubelet.
+      for (const volumes of ['volumes', 'volumeDevices']) {
+        const parent = join(real, uid, volumes, plugin);
+        for (const specName of await listFolder(parent)) {
+          await tearDown({ podUid: uid, specName, folder: join(parent, specName), signal });
+        }
       }
     }
   };

@@ -1,7 +1,7 @@
 /** What pods are run with: the configuration, and what the kernel of this node has. */
-import type { AgentConfig } from '../config/load.ts';
-import { podsConfig } from '../config/rooms.ts';
-import type { NodeFacts } from '../node/facts.ts';
+import type { AgentConfig } from '../../config/load.ts';
+import { podsConfig } from '../../config/rooms.ts';
+import type { NodeFacts } from '../../node/facts.ts';
 import { kernelSettings } from './kernel.ts';
 import { kernelSecurity } from './security.ts';
 
