@@ -1,7 +1,7 @@
 /** Bringing a pod up: what its sandbox and containers wait for, and what is done about it. Pure. */
 import type { ContainerStatus } from '../../../runtime/api.ts';
 import type { Pod, PodContainer, PodStatus } from '../../apiserver/types.ts';
-import { holdsStarts, resizeActions } from '../resources/resize_plan.ts';
+import { holdsStarts, needsRestart, resizeActions } from '../resources/resize_plan.ts';
 import { containerHash } from '../spec/container_config.ts';
 import { allContainers, annotationNames, formatPod, specGraceSeconds } from '../spec/pod.ts';
 import { namespacesOf } from '../spec/sandbox_config.ts';
@@ -144,7 +144,8 @@ export function bringUp(input: BringUpInput): BringUp {
       }
     }
     if (newest !== undefined && usable) {
-      if (mayStart && volumesReady())
+      // One made before a resize that would restart it has not run yet: it gets the new resources and need not.
+      if (mayStart && volumesReady() && !needsRestart(memory.resize, container, newest))
         actions.push({ kind: 'start', key: `start/${name}`, container: name, id: newest.id });
       return false;
     }

@@ -26,9 +26,11 @@ export function prune(input: {
   const later: number[] = [];
   for (const { id, metadata, state, createdAt } of observed.containers) {
     const place = seen.get(metadata.name) ?? 0;
-    seen.set(metadata.name, place + 1);
-    // What could not be started stays until the next one is there: its number is taken.
-    const useless = place > dead.perContainer || (place > 0 && state === 'created');
+    // What could not be started stays until the next one is there: its number is taken. It has no log worth the place
+    // of one that ran.
+    const neverRan = place > 0 && state === 'created';
+    if (!neverRan) seen.set(metadata.name, place + 1);
+    const useless = place > dead.perContainer || neverRan;
     if (!useless || state === 'running' || state === 'unknown') continue;
     const from = createdAt + dead.minAgeMs;
     if (from > now) later.push(from);

@@ -100,3 +100,20 @@ test('a dead container is kept for its time', () => {
   assert.equal(young.wakeAt, ended[2]!.createdAt + dead.minAgeMs);
   assert.deepEqual(keys(planned({ dead, now: time + 150_000 })), ['remove/c0']);
 });
+
+test('containers that never ran do not take the place of the one whose log is kept', () => {
+  const states = [
+    ['c3', 'created'],
+    ['c2', 'created'],
+    ['c1', 'exited'],
+    ['c0', 'exited'],
+  ] as const;
+  const containers = states.map(([id, state], index) =>
+    makeContainer(id, app, state, { attempt: 3 - index, exitCode: 1 }),
+  );
+  const next = planned({ observed: { sandboxes: [makeSandbox('s0')], containers } });
+  assert.deepEqual(
+    keys(next).filter((key) => key.startsWith('remove')),
+    ['remove/c0', 'remove/c2'],
+  );
+});

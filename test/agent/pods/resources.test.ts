@@ -188,6 +188,10 @@ test('a resize goes: stop what must be made anew, set the cgroups, tell', () => 
   assert.deepEqual(next(state, ended, ['create/app']), []);
   assert.deepEqual(next({ ...state, actuated: true }, ended), ['resized']);
   assert.ok(!holdsStarts({ ...state, actuated: true }));
+  assert.deepEqual(next({ ...state, actuated: true }, running), [], 'it came up meanwhile');
+  const made = { ...running, state: 'created' as const };
+  assert.deepEqual(next(state, made, ['start/app']), [], 'it will run with what it was made with');
+  assert.deepEqual(next(state, made), ['resize']);
   const failure = { reason: 'Error', message: 'x', count: 1, at: time, retryAt: time + 5 };
   assert.equal(resizeActions(pod, { ...state, failure }, () => ended, new Map(), time).wakeAt, time + 5);
   assert.deepEqual(next({ ...state, failure: { ...failure, retryAt: time } }, ended), ['resize']);
