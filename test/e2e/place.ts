@@ -50,6 +50,12 @@ export async function hasDummyLinks(): Promise<boolean> {
   return (await exec('sh', ['-c', script], { deadlineMs: 10_000, okCodes: 'any' })).code === 0;
 }
 
+/** Asked of the kernel: it takes CAP_SYS_RESOURCE. */
+export async function lowersOomScores(): Promise<boolean> {
+  const script = 'echo -997 > /proc/self/oom_score_adj';
+  return (await exec('sh', ['-c', script], { deadlineMs: 10_000, okCodes: 'any' })).code === 0;
+}
+
 export const peers = ['keelson', 'kubelet'] as const;
 export type Peer = (typeof peers)[number];
 

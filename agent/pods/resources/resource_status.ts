@@ -64,7 +64,10 @@ export function podResources(pod: Pod): object {
     const [cpu, memory] = [of('cpu'), of('memory')];
     return {
       ...(cpu > 0 ? { cpu: formatMilli(cpu) } : {}),
-      ...(memory > 0 ? { memory: formatBytes(Math.ceil(memory / 1000)) } : {}),
+      // Fractions of a byte stay as they are: what was asked for is what was given.
+      ...(memory > 0
+        ? { memory: memory % 1000 === 0 ? formatBytes(memory / 1000) : formatMilli(memory) }
+        : {}),
     };
   };
   const requests = amounts((resource) => podRequestMilli(pod, resource));

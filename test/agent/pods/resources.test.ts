@@ -233,6 +233,13 @@ test('statuses show what the cgroup has only while it may differ', () => {
     resources: { requests: { cpu: '100m', memory: '64Mi' }, limits: { cpu: '200m', memory: '64Mi' } },
   });
   assert.deepEqual(podResources(makePod()), {});
+  // Half a byte may be asked for, and then it is what was given.
+  const odd = makePod({
+    containers: [asking({})],
+    resources: { requests: { cpu: '4m', memory: '10m' } },
+  } as object);
+  const requests = { cpu: '4m', memory: '10m' };
+  assert.deepEqual(podResources(odd), { resources: { requests }, allocatedResources: requests });
 });
 
 test('property: kernel numbers of a container that has what it was given read back as its own words', () => {
