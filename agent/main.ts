@@ -35,6 +35,7 @@ import { countPulls } from './metrics/pulls.ts';
 import { declaredFeatures } from './node/declared_features.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
+import { watchStorage } from './pods/eviction/storage_watch.ts';
 import { makePodManager } from './pods/manager.ts';
 import { makeProbeRoom } from './pods/prober.ts';
 import { kubepodsLimits, makeQosGroups, reservedGroups } from './pods/resources/qos_groups.ts';
@@ -259,6 +260,23 @@ async function assemble(
       log: log.child({ room: 'pods' }),
     });
     const probes = makeProbeRoom(clock);
+    const storageLimits = config.localStorageCapacityIsolation
+      ? watchStorage({
+          measure: async (limited, signal) => {
+            const { measureStorage } = await import('./pods/eviction/storage_use.ts');
+            const { kubeletDir } = keelson;
+            return measureStorage(limited, { runtime, kubeletDir, podLogsDir: config.podLogsDir }, signal);
+          },
+          imagesApart: async () => {
+            const { areApart } = await import('./pods/eviction/storage_use.ts');
+            return areApart(keelson.kubeletDir, foreign?.imagesFolder ?? keelson.stateDir);
+          },
+          evict: ({ metadata }, eviction) => pods.evict(metadata?.uid ?? '', eviction),
+          clock,
+          log: log.child({ room: 'pods' }),
+        })
+      : undefined;
+    after(() => storageLimits?.close());
     const pods = makePodManager({
       runtime,
       probes,
@@ -284,7 +302,10 @@ async function assemble(
         declaredFeatures: declared,
       }),
       memoryUsage: async (id, signal) => (await own?.runtime.containerStats(id, signal))?.memory?.usage,
-      onRequests: (requests) => qosGroups.update(requests),
+      onRequests: (requests) => {
+        qosGroups.update(requests);
+        storageLimits?.update(requests);
+      },
       log: log.child({ room: 'pods' }),
       clock,
     });

@@ -11,7 +11,9 @@ import { type ContainerLog, findContainer } from './lookup.ts';
 import { nothingObserved } from './observe.ts';
 import { findOrphans, findPredecessors } from './orphans.ts';
 import { isTerminalPhase } from './plan/conditions.ts';
+import type { Eviction } from './plan/memory.ts';
 import { swapForbids } from './resources/kernel_limits.ts';
+import { isCritical } from './resources/preemption.ts';
 import { makeResizer } from './resources/resizer.ts';
 import { makeRoom } from './resources/room.ts';
 import { makeTurns } from './resources/turns.ts';
@@ -52,6 +54,8 @@ export interface PodManager extends PodSink {
   ): ContainerLog | undefined;
   /** Where the running containers log. */
   runningLogs(): readonly { readonly id: string; readonly logPath: string }[];
+  /** Ends a pod for the good of others, with an event; false where it is critical, not there or has ended. */
+  evict(uid: string, eviction: Omit<Eviction, 'since'>): boolean;
   /** The uid under which a pod runs: for the apiserver's mirror of a static pod not the one that the mirror has. */
   runningUid(uid: string): string;
   /** The stages of a pod's start; kept while the pod is on the node. */
@@ -430,6 +434,16 @@ export function makePodManager(options: PodManagerOptions): PodManager {
           .filter(({ state, logPath }) => state === 'running' && logPath !== '')
           .map(({ id, logPath }) => ({ id, logPath })),
       ),
+    evict(uid, eviction) {
+      const one = held.get(uid);
+      if (one === undefined || one.removed || one.ended()) return false;
+      const { worker } = one;
+      if (worker.memory.evicted !== undefined || isCritical(worker.pod, one.source !== 'api')) return false;
+      const object = { apiVersion: 'v1', kind: 'Pod', metadata: worker.pod.metadata };
+      options.events.event(object, 'Warning', eviction.reason, eviction.message);
+      worker.evict(eviction);
+      return true;
+    },
     runningUid: (uid) => mirrors?.staticUid(uid) ?? uid,
     timeline: (uid) => held.get(uid)?.worker.timeline.entries() ?? [],
     async close() {

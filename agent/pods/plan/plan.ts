@@ -182,9 +182,9 @@ function end(input: PlanInput, failed: Refusal | undefined, since: number | unde
 }
 
 /** One deadline for all: that of a stop under way, else the pod's grace from `since`. */
-function deadlineOf({ pod, inFlight }: PlanInput, since: number): number {
+function deadlineOf({ pod, inFlight, memory }: PlanInput, since: number): number {
   const given = [...inFlight.values()].flatMap(({ deadline }) => (deadline === undefined ? [] : [deadline]));
-  return Math.min(since + specGraceSeconds(pod) * 1000, ...given);
+  return Math.min(since + (memory.evicted?.graceMs ?? specGraceSeconds(pod) * 1000), ...given);
 }
 
 function endStatus(input: PlanInput, live: boolean, failed: Refusal | undefined): WrittenStatus {

@@ -87,7 +87,7 @@ export function evictionConditions(
   old: PodStatus | undefined,
   now: number,
 ): PodCondition[] {
-  if (evicted === undefined) return [];
+  if (evicted?.condition === undefined) return [];
   const type = 'DisruptionTarget';
   const before = old?.conditions?.find((condition) => condition.type === type);
   const generation = pod.metadata?.generation;
