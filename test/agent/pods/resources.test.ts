@@ -242,6 +242,30 @@ test('statuses show what the cgroup has only while it may differ', () => {
   assert.deepEqual(podResources(odd), { resources: { requests }, allocatedResources: requests });
 });
 
+test('the status of a pod as a whole: what it was given, and what it still has while that is not done', () => {
+  const needs = (cpu: string, memory: string) => ({
+    requests: { cpu, memory },
+    limits: { cpu, memory },
+  });
+  const pod = makePod({ containers: [asking({})], resources: needs('200m', '10Ki') } as object);
+  assert.deepEqual(podResources(pod), {
+    resources: needs('200m', '10Ki'),
+    allocatedResources: { cpu: '200m', memory: '10Ki' },
+  });
+  assert.deepEqual(podResources(pod, needs('100m', '64Mi')), {
+    resources: { requests: { cpu: '100m', memory: '10Ki' }, limits: { cpu: '100m', memory: '64Mi' } },
+    allocatedResources: { cpu: '200m', memory: '10Ki' },
+  });
+  assert.deepEqual(
+    podResources(pod, { requests: { cpu: '100m' } }),
+    {
+      resources: { requests: { cpu: '100m', memory: '10Ki' }, limits: { cpu: '200m', memory: '10Ki' } },
+      allocatedResources: { cpu: '200m', memory: '10Ki' },
+    },
+    'what was not told of is as it was given',
+  );
+});
+
 test('property: kernel numbers of a container that has what it was given read back as its own words', () => {
   const settings = {
     driver: 'cgroupfs',
