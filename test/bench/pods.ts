@@ -203,7 +203,7 @@ async function ready(client: ApiserverClient, { name, daemons }: BenchNode): Pro
     const is = status?.conditions?.some((one) => one.type === 'Ready' && one.status === 'True');
     return is && (spec?.taints ?? []).length === 0 ? true : undefined;
   };
-  await waitFor(`${name} to be Ready`, isReady, { deadlineMs: 90_000, daemon: daemons[0]! });
+  await waitFor(`${name} to be Ready`, isReady, { deadlineMs: 240_000, daemon: daemons[0]! });
 }
 
 /** One round of one node; round 0 does not count, but for the memory at 30 pods, which takes its time. */
