@@ -47,13 +47,14 @@ export function holdsStarts(state: ResizeState | undefined): boolean {
 export function needsRestart(
   state: ResizeState | undefined,
   container: PodContainer,
+  pod: Pod,
   running: ContainerStatus,
 ): boolean {
   if (state?.progress === undefined) return false;
   const made = running.annotations[annotationNames.resources];
   if (made === undefined) return false;
   try {
-    return restartsFor(container, JSON.parse(made) as Needs);
+    return restartsFor(container, pod, JSON.parse(made) as Needs);
   } catch {
     return false;
   }
@@ -77,7 +78,7 @@ export function resizeActions(
     return { actions: [] };
   const stopping = allContainers(pod).some((container) => {
     const running = newest(container.name);
-    return running?.state === 'running' && needsRestart(state, container, running);
+    return running?.state === 'running' && needsRestart(state, container, pod, running);
   });
   return { actions: stopping ? [] : [{ kind: 'resize', key: 'resize', generation }] };
 }
