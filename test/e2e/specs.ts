@@ -48,7 +48,7 @@ export interface PlaceFacts extends MachineFacts {
 }
 
 /** Guaranteed pods with a container that a resize restarts: only then its oom_score_adj is looked at. */
-const guaranteedRestarts = String.raw`guaranteed qos - 1 container with resize policy .*((cpu & mem|mem) restart( \+ resize initContainers)? resizing (cpu & )?mem|cpu( & mem)? restart( \+ resize initContainers)? resizing cpu)`;
+const guaranteedRestarts = String.raw`guaranteed qos - 1 container with resize policy .*((cpu & mem|mem) restart( \+ resize initContainers)? resizing (cpu & |only pod-level )?mem|cpu( & mem)? restart( \+ resize initContainers)? resizing (only pod-level )?cpu)`;
 
 /** As `unrunnable`, of this machine. */
 export function unrunnableHere(facts: PlaceFacts): typeof unrunnable {

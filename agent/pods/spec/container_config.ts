@@ -14,7 +14,7 @@ import {
   specGraceSeconds,
   uidOf,
 } from './pod.ts';
-import { type CgroupSettings, containerResources, oomScoreAdj } from './qos.ts';
+import { type CgroupSettings, containerResources, effectiveNeeds, oomScoreAdj } from './qos.ts';
 import { containerSecurity, type SecuritySettings } from './security.ts';
 
 export const hostsPath = '/etc/hosts';
@@ -176,7 +176,7 @@ function annotationsOf(pod: Pod, container: PodContainer, attempt: number): Reco
     [annotationNames.terminationMessagePolicy]: container.terminationMessagePolicy ?? 'File',
     [annotationNames.grace]: String(specGraceSeconds(pod)),
     ...(mayRestart(container)
-      ? { [annotationNames.resources]: JSON.stringify(container.resources ?? {}) }
+      ? { [annotationNames.resources]: JSON.stringify(effectiveNeeds(container, pod)) }
       : {}),
     ...(container.lifecycle?.preStop === undefined
       ? {}

@@ -41,6 +41,7 @@ import { containerResourceStatus, podResources } from '../../../agent/pods/resou
 import { judge } from '../../../agent/pods/spec/admission.ts';
 import {
   containerResources,
+  effectiveNeeds,
   oomScoreAdj,
   podCgroupResources,
   qosClassOf,
@@ -162,10 +163,18 @@ test('a resizePolicy restarts for its own resource only', () => {
   const made = { requests: { cpu: '1', memory: '1Gi' } };
   const now = (cpu: string, memory: string, more: object) => asking({ cpu, memory }, undefined, more);
   const [never, onMemory] = [policy('NotRequired', 'NotRequired'), policy('NotRequired', 'RestartContainer')];
-  assert.equal(restartsFor(now('2', '2Gi', never), made), false);
-  assert.equal(restartsFor(now('2', '1Gi', onMemory), made), false);
-  assert.equal(restartsFor(now('1', '2Gi', onMemory), made), true);
-  assert.equal(restartsFor(now('1', '1024Mi', onMemory), made), false);
+  const pod = makePod();
+  assert.equal(restartsFor(now('2', '2Gi', never), pod, made), false);
+  assert.equal(restartsFor(now('2', '1Gi', onMemory), pod, made), false);
+  assert.equal(restartsFor(now('1', '2Gi', onMemory), pod, made), true);
+  assert.equal(restartsFor(now('1', '1024Mi', onMemory), pod, made), false);
+  // A limit that is not its own comes with the pod's.
+  const whole = (memory: string) => makePod({ resources: { limits: { cpu: '3', memory } } } as object);
+  const bare = asking({}, undefined, onMemory);
+  assert.equal(restartsFor(bare, whole('4Gi'), effectiveNeeds(bare, whole('4Gi'))), false);
+  assert.equal(restartsFor(bare, whole('4Gi'), effectiveNeeds(bare, whole('3Gi'))), true);
+  const own = asking({}, { memory: '1Gi' }, onMemory);
+  assert.equal(restartsFor(own, whole('4Gi'), effectiveNeeds(own, whole('3Gi'))), false);
 });
 
 test('a resize goes: stop what must be made anew, set the cgroups, tell', () => {
@@ -177,7 +186,7 @@ test('a resize goes: stop what must be made anew, set the cgroups, tell', () => 
   const running = makeContainer('c0', container, 'running', { annotations });
   const state = withChange(undefined, { pending: undefined, begun: 2 })!;
   assert.ok(holdsStarts(state));
-  assert.ok(needsRestart(state, container, running));
+  assert.ok(needsRestart(state, container, pod, running));
   const next = (of: typeof state, newest: typeof running | undefined, keys: string[] = []) =>
     resizeActions(pod, of, () => newest, new Map(keys.map((key) => [key, {}])), time).actions.map(
       ({ kind }) => kind,
@@ -195,7 +204,7 @@ test('a resize goes: stop what must be made anew, set the cgroups, tell', () => 
   const failure = { reason: 'Error', message: 'x', count: 1, at: time, retryAt: time + 5 };
   assert.equal(resizeActions(pod, { ...state, failure }, () => ended, new Map(), time).wakeAt, time + 5);
   assert.deepEqual(next({ ...state, failure: { ...failure, retryAt: time } }, ended), ['resize']);
-  assert.ok(!needsRestart(undefined, container, running), 'nothing is restarted without a resize');
+  assert.ok(!needsRestart(undefined, container, pod, running), 'nothing is restarted without a resize');
 });
 
 test('conditions of a resize keep their time and their generation, and go again', () => {
