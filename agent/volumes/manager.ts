@@ -12,6 +12,7 @@ import { makeClaims } from './claims/resolve.ts';
 import { emptyDirKind } from './emptydir.ts';
 import { hostPathKind } from './hostpath.ts';
 import { filesKinds } from './kinds/files.ts';
+import { makeGiving } from './kinds/giving.ts';
 import { imageKind } from './kinds/image.ts';
 import type { VolumeKind, VolumeSource } from './kinds/kind.ts';
 import { localKind } from './kinds/local.ts';
@@ -50,10 +51,12 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
   const claims = makeClaims({ client: options.client, podsDir });
   const tokens = makeTokens({ client: options.client, clock, log, random });
   const patience = makePatience({ clock });
+  const warn = options.warn ?? (() => {});
+  const giving = makeGiving({ clock, warn });
   const kinds: readonly VolumeKind[] = [
     hostPathKind(patience),
     ...filesKinds({ objects: options.objects, tokens, clock, log, random, allocatable }),
-    localKind({ kubeletDir: options.kubeletDir, patience, warn: options.warn ?? (() => {}) }),
+    localKind({ kubeletDir: options.kubeletDir, patience, giving, warn }),
     nfsKind(),
     imageKind(),
     ...(options.kinds ?? []),
@@ -144,6 +147,7 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
         dueAt.delete(uid);
         claims.forget(uid);
         for (const { forget } of kinds) forget?.(uid);
+        await giving.forget(uid, signal);
         let real: string;
         try {
           real = await realpath(podsDir);
