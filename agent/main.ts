@@ -266,6 +266,7 @@ async function assemble(
       nodeName,
       log: log.child({ room: 'volumes' }),
       clock,
+      ending: ending.signal,
       allocatable,
       nodeLabels: () => node?.current()?.metadata?.labels ?? {},
       warn: (pod, reason, message) =>

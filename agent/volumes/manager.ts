@@ -21,6 +21,7 @@ import { unmountBelow } from './mounts.ts';
 import { makePatience } from './patience.ts';
 import { removeBelow } from './teardown.ts';
 import { makeTokens } from './tokens.ts';
+import type { Trust } from './trust/bundles.ts';
 import type { ReadyVolume, VolumeManager } from './types.ts';
 
 export interface VolumesOptions {
@@ -34,6 +35,8 @@ export interface VolumesOptions {
   readonly kubeletDir: string;
   /** Absent where there is no apiserver: then volumes that need one fail. */
   readonly client?: ApiserverClient;
+  /** Ends what is followed at the apiserver. */
+  readonly ending?: AbortSignal;
   readonly objects: ObjectCache;
   readonly nodeName: string;
   readonly log: Logger;
@@ -51,11 +54,18 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
   const claims = makeClaims({ client: options.client, podsDir });
   const tokens = makeTokens({ client: options.client, clock, log, random });
   const patience = makePatience({ clock });
+  let trusting: Promise<Trust> | undefined;
+  const trust = (): Promise<Trust> => {
+    trusting ??= import('./trust/bundles.ts').then(({ makeTrust }) =>
+      makeTrust({ ...options, client: options.client }),
+    );
+    return trusting;
+  };
   const warn = options.warn ?? (() => {});
   const giving = makeGiving({ clock, warn });
   const kinds: readonly VolumeKind[] = [
     hostPathKind(patience),
-    ...filesKinds({ objects: options.objects, tokens, clock, log, random, allocatable }),
+    ...filesKinds({ objects: options.objects, tokens, trust, clock, log, random, allocatable }),
     localKind({ kubeletDir: options.kubeletDir, patience, giving, warn }),
     nfsKind(),
     imageKind(),

@@ -4,6 +4,7 @@
  */
 import type { Clock } from '../../../runtime/host/clock.ts';
 import { abortError } from '../../../runtime/host/errors.ts';
+import { abortable } from '../../apiserver/credentials.ts';
 import type { Pod } from '../../apiserver/types.ts';
 import { setOwnership } from './ownership.ts';
 
@@ -84,22 +85,13 @@ export function makeGiving(options: {
       const { signal, folder, pod } = gift;
       if (signal?.aborted) return Promise.reject(abortError(signal, what));
       const { work } = running.get(pod.metadata?.uid ?? '')?.get(folder) ?? start(gift);
-      return unlessAborted(work, signal);
+      return abortable(work, signal, what);
     },
     async forget(podUid, signal) {
       const walks = [...(running.get(podUid)?.values() ?? [])];
       for (const { stop } of walks) stop();
-      await unlessAborted(Promise.allSettled(walks.map(({ work }) => work)), signal);
+      if (signal?.aborted) throw abortError(signal, what);
+      await abortable(Promise.allSettled(walks.map(({ work }) => work)), signal, what);
     },
   };
-}
-
-/** The wait for `work` ends with `signal`; `work` itself goes on. */
-function unlessAborted<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
-  const { promise, resolve, reject } = Promise.withResolvers<T>();
-  const abort = () => reject(abortError(signal!, what));
-  if (signal?.aborted) abort();
-  signal?.addEventListener('abort', abort, { once: true });
-  work.then(resolve, reject).finally(() => signal?.removeEventListener('abort', abort));
-  return promise;
 }
