@@ -229,6 +229,7 @@ async function assemble(
       nodeName,
       log: log.child({ room: 'volumes' }),
       clock,
+      ending: ending.signal,
       allocatable,
       nodeLabels,
       warn: (pod, reason, message) =>
