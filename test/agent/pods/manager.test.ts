@@ -472,8 +472,9 @@ test('a container that cannot be removed is tried again with patience, and loses
   // 2, 4, 8, 16, 20, 20 … seconds apart.
   assert.ok(tries() > 1 && tries() < 10, `${tries()} tries`);
   world.runtime.failures.clear();
-  await world.clock.advance(20_000);
-  await until(() => world.runtime.containers.size === 2, 'the oldest is gone');
+  for (let round = 0; round < 20 && world.runtime.containers.size > 2; round++)
+    await world.clock.advance(20_000);
+  assert.equal(world.runtime.containers.size, 2, 'the oldest is gone');
 });
 
 const asStatic = (name: string, hash: string, spec: Parameters<typeof makePod>[0] = {}) =>
