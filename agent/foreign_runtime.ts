@@ -16,10 +16,9 @@ export interface ForeignRuntime {
   readonly collector: SlowCollector;
   /** The runtime's own where it tells, else the configuration's. */
   readonly cgroupDriver: 'cgroupfs' | 'systemd';
-  /** Names of the handlers besides the default one. */
-  readonly handlers: readonly string[];
   /** A folder in the file system of its images. */
   readonly imagesFolder: string;
+  readonly podCidrs: (cidrs: string) => Promise<void>;
   close(): void;
 }
 
@@ -58,9 +57,8 @@ export async function openForeignRuntime(options: ForeignRuntimeOptions): Promis
         await sleep(clock, againMs);
       }
     }
-    const [driver, handlers, disk] = await Promise.all([
+    const [driver, disk] = await Promise.all([
       client.cgroupDriver(),
-      runtime.handlers(),
       // Where its images are is only for their garbage collection.
       images.imageFsInfo().catch(() => undefined),
     ]);
@@ -75,9 +73,9 @@ export async function openForeignRuntime(options: ForeignRuntimeOptions): Promis
       runtime,
       name,
       images,
+      podCidrs: (cidrs) => client.updatePodCidrs(cidrs),
       collector: makeForeignCollector({ runtime, images, clock, log }),
       cgroupDriver,
-      handlers: handlers.map(({ name }) => name).filter((name) => name !== ''),
       imagesFolder: disk?.mountpoint || config.keelson.kubeletDir,
       close: client.close,
     };

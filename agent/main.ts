@@ -13,7 +13,7 @@ import type { EmbeddedRuntime } from '../runtime/runtime.ts';
 import { makeObjectCache } from './apiserver/objects.ts';
 import type { Reflector } from './apiserver/reflector.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
-import { accessConfig, podsConfig } from './config/rooms.ts';
+import { accessConfig } from './config/rooms.ts';
 import { imageVerbs } from './control/images.ts';
 import { runtimeVerbs } from './control/runtime.ts';
 import { startControl } from './control/server.ts';
@@ -22,8 +22,9 @@ import type { ImageGc } from './images/gc.ts';
 import { openApi } from './main/api.ts';
 import { openApiserver } from './main/apiserver.ts';
 import { once, whenIdle } from './main/calm.ts';
+import { startCsi } from './main/csi.ts';
 import { authsOfNode, imagesOptions, openState } from './main/images.ts';
-import { kernelSettings } from './main/kernel.ts';
+import { podSettings } from './main/pods/settings.ts';
 import { foreignRuntime, openRuntime } from './main/runtime.ts';
 import { openSources, sourceKinds } from './main/sources.ts';
 import { lazyStreaming } from './main/streaming.ts';
@@ -31,8 +32,10 @@ import { openImageGc, rotateLogs, watchArchives } from './main/upkeep.ts';
 import { fetchMetrics } from './metrics/fetches.ts';
 import { processMetrics } from './metrics/process.ts';
 import { countPulls } from './metrics/pulls.ts';
+import { declaredFeatures } from './node/declared_features.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
+import { watchStorage } from './pods/eviction/storage_watch.ts';
 import { makePodManager } from './pods/manager.ts';
 import { makeProbeRoom } from './pods/prober.ts';
 import { kubepodsLimits, makeQosGroups, reservedGroups } from './pods/resources/qos_groups.ts';
@@ -159,7 +162,12 @@ async function assemble(
       stateDir: foreign?.imagesFolder ?? keelson.stateDir,
       nodeIP: keelson.nodeIP,
     });
+    if (client === undefined && config.podCIDR)
+      await own
+        ?.podCidrs(config.podCIDR)
+        .catch((error: unknown) => log.error({ err: error }, 'podCIDR is not used'));
     let reflector: Reflector | undefined;
+    const declared = declaredFeatures(config);
     const node =
       client === undefined
         ? undefined
@@ -173,8 +181,9 @@ async function assemble(
             clock,
             log: log.child({ room: 'node' }),
             kubeletVersion: `${kubernetesVersion}-keelson.${version}`,
-            handlers: foreign?.handlers ?? Object.keys(keelson.runtimes),
+            declaredFeatures: declared,
             onApiserverBack: () => reflector?.retryNow(),
+            onPodCidrs: own?.podCidrs ?? foreign?.podCidrs,
           });
     if (node !== undefined) {
       after(() => node.close());
@@ -201,30 +210,74 @@ async function assemble(
 
     const firstFacts = await facts.read();
     const allocatable = () => node?.current()?.status?.allocatable ?? {};
+    const nodeLabels = () => node?.current()?.metadata?.labels ?? {};
+    const csi = startCsi({
+      kubeletDir: keelson.kubeletDir,
+      nodeName,
+      client,
+      registered: node?.registered,
+      events,
+      clock,
+      log: log.child({ room: 'volumes' }),
+    });
+    after(() => csi.close());
     const volumes = makeVolumes({
+      kinds: [csi.kind],
       kubeletDir: keelson.kubeletDir,
       client,
       objects,
       nodeName,
       log: log.child({ room: 'volumes' }),
       clock,
+      ending: ending.signal,
       allocatable,
+      nodeLabels,
+      warn: (pod, reason, message) =>
+        events.event({ apiVersion: 'v1', kind: 'Pod', metadata: pod.metadata }, 'Warning', reason, message),
     });
     const cgroups = detectCgroups();
     const cgroupDriver = foreign?.cgroupDriver ?? config.cgroupDriver;
     const groups = cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups;
-    const podsSettings = {
-      ...podsConfig({ ...config, cgroupDriver }),
-      kernel: await kernelSettings(config, firstFacts, cgroups.version),
-    };
+    const { settings: podsSettings, kernelHas } = await podSettings(
+      { ...config, cgroupDriver },
+      firstFacts,
+      cgroups.version,
+    );
+    const firstFeatures = await runtime.features();
     const qosGroups = makeQosGroups({
       cgroups: groups,
       settings: podsSettings.cgroup,
       limits: kubepodsLimits(config, firstFacts),
       reserved: reservedGroups(config),
+      tell: (...event) =>
+        events.event(
+          {
+            apiVersion: 'v1',
+            kind: 'Node',
+            metadata: { name: nodeName, uid: node?.current()?.metadata?.uid },
+          },
+          ...event,
+        ),
       log: log.child({ room: 'pods' }),
     });
     const probes = makeProbeRoom(clock);
+    const storageLimits = config.localStorageCapacityIsolation
+      ? watchStorage({
+          measure: async (limited, signal) => {
+            const { measureStorage } = await import('./pods/eviction/storage_use.ts');
+            const { kubeletDir } = keelson;
+            return measureStorage(limited, { runtime, kubeletDir, podLogsDir: config.podLogsDir }, signal);
+          },
+          imagesApart: async () => {
+            const { areApart } = await import('./pods/eviction/storage_use.ts');
+            return areApart(keelson.kubeletDir, foreign?.imagesFolder ?? keelson.stateDir);
+          },
+          evict: ({ metadata }, eviction) => pods.evict(metadata?.uid ?? '', eviction),
+          clock,
+          log: log.child({ room: 'pods' }),
+        })
+      : undefined;
+    after(() => storageLimits?.close());
     const pods = makePodManager({
       runtime,
       probes,
@@ -242,10 +295,18 @@ async function assemble(
       nodeName,
       hostIps: () => node?.addresses() ?? firstFacts.addresses,
       allocatable,
-      nodeLabels: () => node?.current()?.metadata?.labels ?? {},
+      nodeLabels,
       nodeTaints: () => node?.current()?.spec?.taints,
+      hostSecurity: () => ({
+        ...kernelHas,
+        ...(node?.runtimeFeatures() ?? firstFeatures),
+        declaredFeatures: declared,
+      }),
       memoryUsage: async (id, signal) => (await own?.runtime.containerStats(id, signal))?.memory?.usage,
-      onRequests: (requests) => qosGroups.update(requests),
+      onRequests: (requests) => {
+        qosGroups.update(requests);
+        storageLimits?.update(requests);
+      },
       log: log.child({ room: 'pods' }),
       clock,
     });
@@ -269,7 +330,12 @@ async function assemble(
       runtime,
       facts,
       probeMetrics: [probes.counts.source],
-      metrics: [pulls.source, ...(imageRoom ? [fetchMetrics(imageRoom.fetchMetrics)] : []), processMetrics],
+      metrics: [
+        pulls.source,
+        events.source,
+        ...(imageRoom ? [fetchMetrics(imageRoom.fetchMetrics)] : []),
+        processMetrics,
+      ],
       clock,
       log,
       after,

@@ -47,6 +47,16 @@ export function executionConfig(
   });
 }
 
+/**
+ * The CNI project's portmap hands the result on as it is, and takes nothing back, where no ports are mapped, as for most
+ * pods: it need not be started for that. Pure.
+ */
+function mapsNothing({ type, raw }: PluginConfig, { capabilityArgs }: Target): boolean {
+  const ports = capabilityArgs['portMappings'];
+  const none = ports === undefined || (Array.isArray(ports) && ports.length === 0);
+  return type === 'portmap' && none && raw['runtimeConfig'] === undefined;
+}
+
 export interface Chain {
   /** ADD of all plugins in order. `onProgress` gets the result so far: what a clean-up after a failure may use. */
   add(
@@ -101,6 +111,7 @@ export function makeChain(runner: PluginRunner): Chain {
     async add(settled, target, onProgress, signal) {
       let previous: CniResult | undefined;
       for (const plugin of settled.network.plugins) {
+        if (previous !== undefined && mapsNothing(plugin, target)) continue;
         const said = await invoke('ADD', settled, plugin, target, previous, signal);
         previous = parseAnswer(said, settled, plugin);
         onProgress(previous);
@@ -111,6 +122,7 @@ export function makeChain(runner: PluginRunner): Chain {
     },
     async del(settled, target, previous, signal) {
       for (const plugin of backwards(settled)) {
+        if (mapsNothing(plugin, target)) continue;
         await invoke('DEL', settled, plugin, target, forDel(settled, previous), signal);
       }
     },

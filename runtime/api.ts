@@ -360,6 +360,16 @@ export interface RuntimeHandler {
   readonly userNamespaces: boolean;
 }
 
+/** What a runtime can do whatever the handler. */
+export interface RuntimeFeatures {
+  /** It acts on the policy of supplemental groups; one that is older merges in any case. */
+  readonly supplementalGroupsPolicy: boolean;
+  /** Pods of the host's network may have user namespaces of their own. */
+  readonly userNamespacesHostNetwork: boolean;
+  /** It acts on the options of mounts. */
+  readonly mountOptions: boolean;
+}
+
 export interface ExecSyncResult {
   readonly stdout: Buffer;
   readonly stderr: Buffer;
@@ -387,9 +397,15 @@ export interface RuntimeService {
     state?: SandboxState;
     labels?: Readonly<Record<string, string>>;
   }): Promise<readonly PodSandbox[]>;
-  /** Root file system, bundle, monitor and `runc create`. The image must be present (IMAGE_NOT_PRESENT). */
+  /**
+   * Root file system and bundle. The image must be present (IMAGE_NOT_PRESENT). What only the OCI runtime finds out
+   * (no such command or folder, what cannot be mounted, limits that the kernel refuses) shows at the start.
+   */
   createContainer(sandboxId: string, config: ContainerConfig, signal?: AbortSignal): Promise<string>;
-  /** Once only: FAILED_PRECONDITION unless `created`. */
+  /**
+   * Once only: FAILED_PRECONDITION unless `created`. CONTAINER_START_FAILED where there can be no process: the container
+   * has then `exited` with 128 and the reason `StartError`, as in containerd.
+   */
   startContainer(id: string, signal?: AbortSignal): Promise<void>;
   /** Stop signal, then KILL after `timeoutMs` (0: at once). Idempotent; no error for an unknown id. */
   stopContainer(id: string, timeoutMs: number, signal?: AbortSignal): Promise<void>;
@@ -447,12 +463,18 @@ export interface RuntimeService {
    * Throws FAILED_PRECONDITION (not ready), UNAVAILABLE (nobody listens, or the connection broke), ABORTED.
    */
   portForward(sandboxId: string, port: number, io: Duplex, signal?: AbortSignal): Promise<void>;
+  /**
+   * Writes the state of a running container, which goes on, as an archive to `location`, an absolute path. `timeoutMs` 0:
+   * two minutes. Throws DEPENDENCY_MISSING (no criu), FAILED_PRECONDITION (not running, or CRIU cannot: its words).
+   */
+  checkpointContainer(id: string, location: string, timeoutMs: number, signal?: AbortSignal): Promise<void>;
   /** After a rotation: the monitor opens the log path again. */
   reopenContainerLog(id: string, signal?: AbortSignal): Promise<void>;
   /** Calls `listener` for every event from now on; returns the function that ends it. */
   containerEvents(listener: (event: ContainerEvent) => void): () => void;
   /** The handlers of this node and what they can do, the default one (with the name '') first. */
   handlers(): Promise<readonly RuntimeHandler[]>;
+  features(): Promise<RuntimeFeatures>;
 }
 
 /** Pressure stall information (Documentation/accounting/psi.rst): shares of the time in percent, total in microseconds. */
@@ -602,8 +624,6 @@ export interface RuntimeStats {
 /** What the runtime can do and is, for kubelets and for people. */
 export interface RuntimeDetails {
   readonly cgroupDriver: 'cgroupfs' | 'systemd';
-  /** Whether the node has CRIU, which checkpoints of containers need. */
-  canCheckpoint(): Promise<boolean>;
   /** For people who look closer: pid, configuration, OCI specification. Throws NOT_FOUND. */
   containerInfo(id: string): Promise<Readonly<Record<string, unknown>>>;
   sandboxInfo(id: string): Promise<Readonly<Record<string, unknown>>>;

@@ -1,22 +1,24 @@
 /**
- * The beginning of containers: root file system, bundle, monitor and `runc create`; then `runc start`; and what is done
- * to running ones.
+ * The beginning of containers: root file system and bundle, behind them monitor and `runc create`; then `runc start`;
+ * and what is done to running ones.
  *
- * creating ──conmon answered──▶ created ──start──▶ running ──exit file──▶ exited ──remove──▶ gone.
+ * creating ──bundle written──▶ created ──start──▶ running ──exit file──▶ exited ──remove──▶ gone.
  */
 import { randomBytes } from 'node:crypto';
 import type { ContainerConfig, ExecSyncResult, RuntimeService } from './api.ts';
-import { type ContainerEnds, signalNumber } from './container_end.ts';
+import type { ContainerEnds } from './container_end.ts';
 import type { Context } from './context.ts';
 import { slicePath } from './host/cgroups.ts';
 import { abortError, describe, isError, KeelsonError } from './host/errors.ts';
 import { attachToMonitor } from './io/attach.ts';
 import { execOnPipes } from './io/exec.ts';
 import { execOnTerminal } from './io/terminal.ts';
-import { createInBundle, logPathOf } from './oci/bundle.ts';
+import { type Launches, unlessAborted } from './monitor/launch.ts';
+import { logPathOf, makeBundle } from './oci/bundle.ts';
 import { reopenLog } from './oci/conmon.ts';
 import { checkSize } from './oci/process.ts';
 import { containerCgroup } from './oci/spec.ts';
+import { signalNumber } from './processes.ts';
 import { checkContainerRequest } from './security/admission.ts';
 import type { ContainerRecord, SandboxRecord } from './state.ts';
 
@@ -56,7 +58,7 @@ export function checkContainerConfig(config: ContainerConfig): void {
   if (stopSignal && signalNumber(stopSignal) === undefined) throw invalid(`${stopSignal} is no signal`);
 }
 
-export function makeContainers(context: Context, ends: ContainerEnds): Containers {
+export function makeContainers(context: Context, ends: ContainerEnds, launches: Launches): Containers {
   const { state, images, folders, programs, clock, log } = context;
   const creating = new Map<string, Promise<string>>();
   /** By sandbox: how to break off what is being created in it. */
@@ -123,11 +125,9 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
     state.addContainer(record);
     try {
       images.lease(image.id, id);
-      const { init, monitor, user } = await createInBundle(context, sandbox, id, config, image, signal);
+      const user = await makeBundle(context, sandbox, id, config, image, signal);
       state.changeContainer(id, {
         state: 'created',
-        init,
-        monitor,
         user: { uid: user.uid, gid: user.gid, supplementalGroups: user.additionalGids },
       });
     } catch (error) {
@@ -146,8 +146,7 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
       );
     }
     context.emit('created', id, sandbox.config.metadata);
-    // Its process may have been killed before the row said `created`.
-    await ends.noticeExit(id);
+    void launches.launch(id);
     return id;
   };
 
@@ -210,6 +209,16 @@ export function makeContainers(context: Context, ends: ContainerEnds): Container
     const sandbox = readySandbox(record.sandboxId);
     starting.add(id);
     try {
+      const failed = await unlessAborted(launches.launch(id), signal, 'starting the container');
+      if (failed !== undefined) {
+        // Broken off: whoever did so tells what became of it.
+        if (failed.code !== 'ABORTED') await ends.startFailed(id, failed);
+        throw failed;
+      }
+      const ready = find(id);
+      if (ready.state !== 'created') {
+        throw new KeelsonError('FAILED_PRECONDITION', `container ${id} is ${ready.state}, not created`);
+      }
       const runtime = programs.runtimeFor(sandbox.handler);
       const started = runtime.start(id, signal).catch(async (error: unknown) => {
         // The start of an agent that was killed meanwhile may have come first.

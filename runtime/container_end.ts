@@ -4,26 +4,16 @@
  * conmon's exit file is the one sign of an exit. What an exited container held (mount, runc's state, cgroup) is let go
  * in the background; its folders and row stay until it is removed.
  */
-import { existsSync } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
-import { constants as osConstants } from 'node:os';
 import { join } from 'node:path';
 import type { Context } from './context.ts';
 import { exitReason, readExit } from './exits.ts';
-import { abortError, KeelsonError } from './host/errors.ts';
+import { abortError, describe, KeelsonError } from './host/errors.ts';
 import { removeTree } from './host/files.ts';
 import { keyedQueue } from './host/keyed.ts';
-import { monitorPidFile } from './oci/conmon.ts';
-import {
-  allProcesses,
-  argumentsOf,
-  childrenOf,
-  identify,
-  isAlive,
-  type ProcessIdentity,
-  readPidFile,
-  signalProcess,
-} from './processes.ts';
+import { isUnlaunched, type Launches } from './monitor/launch.ts';
+import { endMakers } from './monitor/makers.ts';
+import { isAlive, signalNumber, signalProcess } from './processes.ts';
 import { unmountBundle } from './rootfs.ts';
 import type { ContainerRecord } from './state.ts';
 
@@ -32,6 +22,10 @@ export interface ContainerEnds {
   noticeExit(id: string): Promise<void>;
   /** `starting` must settle before an exit of `id` is told, so that it is told after the start. */
   duringStart(id: string, starting: Promise<void>): void;
+  /** The process of `id` could not be made: it has ended before it began. */
+  startFailed(id: string, error: KeelsonError): Promise<void>;
+  /** It ended while nothing watched it. */
+  lost(id: string): Promise<void>;
   /** Is the monitor still there? If not, ends what it left behind and tells the truth about it. */
   checkMonitor(id: string): Promise<void>;
   stop(id: string, timeoutMs: number, signal?: AbortSignal): Promise<void>;
@@ -46,34 +40,18 @@ export interface ContainerEnds {
 
 /** How long the kernel may take to end a killed process: one in a sick file system may never end. */
 const killDeadlineMs = 30_000;
+/** How long a stop waits for what it leaves to be tidied up. */
+const longestCleanupMs = 2000;
 /** runc deletes that may run at once in the background. */
 const cleaners = 2;
 
-/** `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3` → number; undefined for what is none. Pure. */
-export function signalNumber(name: string): number | undefined {
-  if (/^\d{1,2}$/.test(name)) {
-    const number = Number(name);
-    return number >= 1 && number <= 64 ? number : undefined;
-  }
-  // The CRI and Kubernetes spell SIGRTMIN+3 as SIGRTMINPLUS3.
-  const plain = name.toUpperCase().replace(/^SIG/, '').replace('PLUS', '+').replace('MINUS', '-');
-  const realTime = /^RT(MIN|MAX)(?:([+-])(\d{1,2}))?$/.exec(plain);
-  if (realTime !== null) {
-    const [, base, sign = '+', offset = '0'] = realTime;
-    const number = (base === 'MIN' ? 34 : 64) + Number(`${sign}${offset}`);
-    return number >= 34 && number <= 64 ? number : undefined;
-  }
-  const numbers: Readonly<Record<string, number>> = osConstants.signals;
-  return Object.hasOwn(numbers, `SIG${plain}`) ? numbers[`SIG${plain}`] : undefined;
-}
-
-export function makeContainerEnds(context: Context): ContainerEnds {
+export function makeContainerEnds(context: Context, launches: Launches): ContainerEnds {
   const { state, folders, programs, cgroups, images, log, clock } = context;
   const oneAtATime = keyedQueue();
   const lanes = keyedQueue();
   const starting = new Map<string, Promise<void>>();
   const waiting = new Map<string, Set<() => void>>();
-  const background = new Set<Promise<void>>();
+  const cleaning = new Map<string, Promise<void>>();
   let cleaned = 0;
 
   const runtimeOf = (record: ContainerRecord) =>
@@ -100,11 +78,24 @@ export function makeContainerEnds(context: Context): ContainerEnds {
     cleanSoon(id);
   };
 
+  const end = (id: string, code: number, reason: string, message: string) =>
+    oneAtATime.run(id, async () => markExited(id, code, clock.now(), reason, message));
+
+  const lost = (id: string) => {
+    const message = 'it ended while nothing watched it (the node was restarted, or its monitor killed)';
+    return end(id, 255, 'ContainerStatusUnknown', message);
+  };
+
+  /** As containerd tells of it. */
+  const startFailed = (id: string, error: KeelsonError) => end(id, 128, 'StartError', describe(error));
+
   const noticeExit = (id: string): Promise<void> => {
     const record = state.containers.get(id);
     if (record === undefined || record.state === 'creating' || record.state === 'exited') {
       return Promise.resolve();
     }
+    // Is looked at once it is launched.
+    if (isUnlaunched(record)) return Promise.resolve();
     return oneAtATime.run(id, async () => {
       await starting.get(id);
       const exit = await readExit(folders.exits, id);
@@ -157,26 +148,29 @@ export function makeContainerEnds(context: Context): ContainerEnds {
   const checkMonitor = async (id: string) => {
     const record = state.containers.get(id);
     if (record === undefined || record.state === 'creating' || record.state === 'exited') return;
+    if (isUnlaunched(record)) return;
     if (record.monitor !== undefined && isAlive(record.monitor)) return;
     // Looked at after the monitor: it writes the file before it ends.
     await noticeExit(id);
     if (state.containers.get(id)?.state === 'exited') return;
     const alive = record.init !== undefined && isAlive(record.init);
     await kill(record);
-    await oneAtATime.run(id, async () => {
-      markExited(
-        id,
-        alive ? 137 : 255,
-        clock.now(),
-        'ContainerStatusUnknown',
-        alive
-          ? 'its monitor (conmon) was killed; without it the container could not go on'
-          : 'it ended while nothing watched it (the node was restarted, or its monitor killed)',
-      );
-    });
+    if (!alive) return lost(id);
+    const message = 'its monitor (conmon) was killed; without it the container could not go on';
+    await end(id, 137, 'ContainerStatusUnknown', message);
   };
 
-  const stop: ContainerEnds['stop'] = async (id, timeoutMs, signal) => {
+  /** What is being made, or was not begun, ends before it has a process. */
+  const endUnlaunched = async (id: string) => {
+    const failure = await launches.breakOff(id);
+    const record = state.containers.get(id);
+    if (record === undefined || !isUnlaunched(record)) return;
+    if (failure === undefined || failure.code === 'ABORTED') await end(id, 137, 'Error', '');
+    else await startFailed(id, failure);
+  };
+
+  const endNow = async (id: string, timeoutMs: number, signal: AbortSignal | undefined) => {
+    await endUnlaunched(id);
     await checkMonitor(id);
     const record = state.containers.get(id);
     if (record === undefined || record.state === 'exited' || record.state === 'creating') return;
@@ -197,6 +191,19 @@ export function makeContainerEnds(context: Context): ContainerEnds {
     }
   };
 
+  const stop: ContainerEnds['stop'] = async (id, timeoutMs, signal) => {
+    await endNow(id, timeoutMs, signal);
+    // So that its removal need not wait.
+    const cleanup = cleaning.get(id);
+    if (cleanup === undefined) return;
+    let cancel = () => {};
+    const late = new Promise<void>((resolve) => {
+      cancel = clock.after(longestCleanupMs, resolve);
+    });
+    await Promise.race([cleanup, late]);
+    cancel();
+  };
+
   /** What an exited container need not hold. */
   const letGo = async (record: ContainerRecord) => {
     if (record.cleaned) return;
@@ -206,7 +213,7 @@ export function makeContainerEnds(context: Context): ContainerEnds {
   };
 
   const cleanSoon = (id: string) => {
-    const work = lanes
+    const work: Promise<void> = lanes
       .run(String(cleaned++ % cleaners), () =>
         oneAtATime.run(id, async () => {
           const record = state.containers.get(id);
@@ -219,8 +226,10 @@ export function makeContainerEnds(context: Context): ContainerEnds {
         // Removing the container tries again, and says so if it fails.
         log.warn({ err: error, container: id }, 'an exited container could not be cleaned up yet'),
       )
-      .finally(() => background.delete(work));
-    background.add(work);
+      .finally(() => {
+        if (cleaning.get(id) === work) cleaning.delete(id);
+      });
+    cleaning.set(id, work);
   };
 
   const destroy = async (record: ContainerRecord) => {
@@ -228,13 +237,15 @@ export function makeContainerEnds(context: Context): ContainerEnds {
     const { bundle, data } = folders.container(id);
     if (record.state !== 'exited') {
       // First those who would go on making what is being removed.
-      await Promise.all(makersOf(bundle, id).map(end));
+      await launches.breakOff(id);
+      await endMakers(bundle, id);
       if (record.init !== undefined) signalProcess(record.init, 'SIGKILL');
       await cgroups.kill(record.cgroup);
     }
     await letGo(record);
     await Promise.all([removeTree(bundle), removeTree(data), rm(join(folders.exits, id), { force: true })]);
     images.release(id);
+    launches.forget(id);
   };
 
   const removing = new Map<string, Promise<void>>();
@@ -261,35 +272,15 @@ export function makeContainerEnds(context: Context): ContainerEnds {
       const quiet = work.catch(() => {}).finally(() => starting.delete(id));
       starting.set(id, quiet);
     },
+    startFailed,
+    lost,
     checkMonitor,
     stop,
     remove,
     destroy,
     cleanSoon,
     async settled() {
-      while (background.size > 0) await Promise.all(background);
+      while (cleaning.size > 0) await Promise.all(cleaning.values());
     },
   };
-}
-
-/** Of a container that was not finished: its conmon and what runs below it, `runc create` as a rule. */
-function makersOf(bundle: string, id: string): ProcessIdentity[] {
-  const ofContainer = (pid: number) => argumentsOf(pid).includes(id);
-  const pid = readPidFile(monitorPidFile(bundle));
-  let monitors = pid === undefined ? [] : [pid].filter(ofContainer);
-  // conmon is started after this file was written; a kill may have come between its fork and its pid file.
-  if (pid === undefined && existsSync(join(bundle, 'config.json')))
-    monitors = allProcesses().filter(ofContainer);
-  return monitors
-    .flatMap((monitor) => [monitor, ...childrenOf(monitor)])
-    .map(identify)
-    .filter((identity) => identity !== undefined);
-}
-
-/** KILL, and until it is gone; a killed conmon goes at once. */
-async function end(identity: ProcessIdentity): Promise<void> {
-  signalProcess(identity, 'SIGKILL');
-  for (let wait = 1; isAlive(identity) && wait < 2000; wait *= 2) {
-    await new Promise((resolve) => setTimeout(resolve, wait));
-  }
 }

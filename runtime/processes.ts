@@ -1,5 +1,6 @@
 /** Processes on the host that outlive the agent: known by pid and start time, because pids are used again. */
 import { readdirSync, readFileSync } from 'node:fs';
+import { constants as osConstants } from 'node:os';
 
 export interface ProcessIdentity {
   readonly pid: number;
@@ -68,4 +69,22 @@ export function readPidFile(path: string): number | undefined {
 /** All pids in /proc. */
 export function allProcesses(): number[] {
   return readdirSync('/proc').map(Number).filter(Number.isInteger);
+}
+
+/** `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3` → number; undefined for what is none. Pure. */
+export function signalNumber(name: string): number | undefined {
+  if (/^\d{1,2}$/.test(name)) {
+    const number = Number(name);
+    return number >= 1 && number <= 64 ? number : undefined;
+  }
+  // The CRI and Kubernetes spell SIGRTMIN+3 as SIGRTMINPLUS3.
+  const plain = name.toUpperCase().replace(/^SIG/, '').replace('PLUS', '+').replace('MINUS', '-');
+  const realTime = /^RT(MIN|MAX)(?:([+-])(\d{1,2}))?$/.exec(plain);
+  if (realTime !== null) {
+    const [, base, sign = '+', offset = '0'] = realTime;
+    const number = (base === 'MIN' ? 34 : 64) + Number(`${sign}${offset}`);
+    return number >= 34 && number <= 64 ? number : undefined;
+  }
+  const numbers: Readonly<Record<string, number>> = osConstants.signals;
+  return Object.hasOwn(numbers, `SIG${plain}`) ? numbers[`SIG${plain}`] : undefined;
 }

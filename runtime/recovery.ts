@@ -3,12 +3,16 @@
  *
  * Half-made things are undone, running ones are taken over, ended ones are told truly, and what no row names is swept.
  */
+import { existsSync } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { endLeftCheckpoint } from './checkpoint/checkpoint.ts';
 import type { ContainerEnds } from './container_end.ts';
 import type { Context } from './context.ts';
 import { describe, isError } from './host/errors.ts';
 import { listFolder, removeTree } from './host/files.ts';
+import { isUnlaunched, type Launches } from './monitor/launch.ts';
+import type { MonitorWatch } from './monitor/watch.ts';
 import { readMounts } from './oci/mounts.ts';
 import {
   allProcesses,
@@ -24,10 +28,17 @@ import { wantedNamespaces } from './sandbox_config.ts';
 import { pinPaths, unpin } from './sandbox_namespaces.ts';
 import type { ContainerRecord, SandboxRecord } from './state.ts';
 
+/** What of the containers' parts recovery asks. */
+export interface ContainerParts {
+  readonly ends: ContainerEnds;
+  readonly launches: Launches;
+  readonly watch: MonitorWatch;
+}
+
 /** Failures of single things are logged; their rows stay, and the next call or start tries again. */
 export async function recover(
   context: Context,
-  ends: ContainerEnds,
+  { ends, launches, watch }: ContainerParts,
   sandboxes: Sandboxes,
   handlers: readonly string[],
 ): Promise<void> {
@@ -61,7 +72,12 @@ export async function recover(
     ),
     ...[...state.containers.values()]
       .filter((record) => record.state === 'created' || record.state === 'running')
-      .map((record) => attempt('taking over a container', record.id, () => adopt(context, ends, record))),
+      .map((record) =>
+        attempt('taking over a container', record.id, async () => {
+          if (isUnlaunched(record)) await killMonitors(monitors.get(record.id));
+          await adopt(context, { ends, launches, watch }, record);
+        }),
+      ),
     ...lost.map((id) =>
       attempt('sweeping a container that no row names', id, async () => {
         await killMonitors(monitors.get(id));
@@ -142,14 +158,32 @@ export function makeNetworkSweep(
 }
 
 /** A container that was created or running when the last agent ended. */
-async function adopt(context: Context, ends: ContainerEnds, record: ContainerRecord): Promise<void> {
+async function adopt(
+  context: Context,
+  { ends, launches, watch }: ContainerParts,
+  record: ContainerRecord,
+): Promise<void> {
   const { state, programs, clock } = context;
   const { id } = record;
   const sandbox = state.sandboxes.get(record.sandboxId);
-  // A pid and start time of an earlier boot may be anybody's now.
-  if (sandbox?.bootId !== context.bootId) state.changeContainer(id, { init: undefined, monitor: undefined });
+  const { bundle } = context.folders.container(id);
+  const sameBoot = sandbox?.bootId === context.bootId;
+  if (isUnlaunched(record)) {
+    // Its next start launches it, if there is still what to launch.
+    await launches.clear(record);
+    if (!sameBoot || !existsSync(join(bundle, 'config.json'))) await ends.lost(id);
+    return;
+  }
   await ends.noticeExit(id);
+  // A pid and start time of an earlier boot may be anybody's now.
+  if (!sameBoot && state.containers.get(id)?.state !== 'exited') {
+    state.changeContainer(id, { init: undefined, monitor: undefined });
+    await ends.lost(id);
+  }
   await ends.checkMonitor(id);
+  if (state.containers.get(id)?.state === 'running') await endLeftCheckpoint(context, record);
+  const { monitor } = state.containers.get(id) ?? {};
+  if (monitor !== undefined) watch.watch(id, bundle, monitor);
   if (state.containers.get(id)?.state !== 'created') return;
   // Did the last agent start it before it could say so?
   const real = await programs.runtimeFor(sandbox?.handler ?? '').state(id);

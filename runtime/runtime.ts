@@ -16,6 +16,7 @@ import type {
   RuntimeStats,
 } from './api.ts';
 import { makeCdiRegistry } from './cdi/registry.ts';
+import { makeCheckpoint } from './checkpoint/checkpoint.ts';
 import { makeContainers } from './container.ts';
 import { makeContainerEnds } from './container_end.ts';
 import { type Context, layOut, makePrograms, readBootId, readHostFacts } from './context.ts';
@@ -26,6 +27,8 @@ import { type Database, lockFile } from './host/database.ts';
 import { describe, KeelsonError } from './host/errors.ts';
 import type { Logger } from './host/log.ts';
 import { forwardPort } from './io/forward.ts';
+import { makeLaunches } from './monitor/launch.ts';
+import { makeMonitorWatch } from './monitor/watch.ts';
 import { logPathOf } from './oci/bundle.ts';
 import { handlerFeatures } from './oci/handlers.ts';
 import { isAlive } from './processes.ts';
@@ -67,7 +70,7 @@ export interface RuntimeOptions {
   readonly version: string;
 }
 
-/** How often is looked at what nobody asks about: a killed conmon tells nobody, a sandbox waits to be undone. */
+/** How often is looked at what nobody asks about and nothing tells of: a sandbox waits to be undone. */
 const monitorCheckMs = 30_000;
 
 /** Opens the runtime and brings what an earlier one left into order. */
@@ -133,14 +136,21 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
   if (!context.host.capabilities.includes('SYS_RESOURCE')) {
     context.warnOnce('without CAP_SYS_RESOURCE no oom_score_adj below the own one can be set: it is clamped');
   }
-  const ends = makeContainerEnds(context);
-  const containers = makeContainers(context, ends);
+  const complain = (error: unknown) => log.error({ err: error }, 'looking after a container failed');
+  const launches = makeLaunches(context, (id) => {
+    const { monitor } = state.containers.get(id) ?? {};
+    if (monitor !== undefined) watch.watch(id, folders.container(id).bundle, monitor);
+    // Its process may have been killed before the row named it.
+    void ends.noticeExit(id).catch(complain);
+  });
+  const ends = makeContainerEnds(context, launches);
+  const watch = makeMonitorWatch((id) => void ends.checkMonitor(id).catch(complain));
+  const containers = makeContainers(context, ends, launches);
   const pinner = makeNamespacePinner();
   const sandboxes = makeSandboxes(context, pinner, containers);
-  const complain = (error: unknown) => log.error({ err: error }, 'looking after a container failed');
   // Before recovery, so that no exit falls between the two.
   const exits = watchExits(folders.exits, (id) => void ends.noticeExit(id).catch(complain));
-  await recover(context, ends, sandboxes, Object.keys(handlers));
+  await recover(context, { ends, launches, watch }, sandboxes, Object.keys(handlers));
   const closing = new AbortController();
   const sweepNetwork = makeNetworkSweep(context, closing.signal);
   let sweeping = sweepNetwork();
@@ -234,7 +244,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       return containerStatus(record, (sandbox && logPathOf(sandbox, record.config)) ?? '');
     },
     execSync: containers.execSync,
-    updateContainerResources: makeUpdateResources(context),
+    updateContainerResources: makeUpdateResources(context, launches),
     exec: containers.exec,
     attach: containers.attach,
     async portForward(sandboxId, port, io, signal) {
@@ -249,6 +259,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       await forwardPort({ port, io, inNetwork, clock, signal });
     },
     reopenContainerLog: containers.reopenLog,
+    checkpointContainer: makeCheckpoint(context),
     containerEvents(listener) {
       // A wrapper of its own, so that one function may listen twice.
       const own = (event: ContainerEvent) => listener(event);
@@ -256,11 +267,18 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       return () => listeners.delete(own);
     },
     handlers: () => handlerFeatures(context.programs, Object.keys(handlers)),
+    features: async () => ({
+      supplementalGroupsPolicy: true,
+      userNamespacesHostNetwork: false,
+      mountOptions: true,
+    }),
     async close() {
       if (closing.signal.aborted) return;
       closing.abort();
       endOfWait();
       exits.close();
+      watch.close();
+      await launches.close();
       await Promise.all([ends.settled(), sweeping, undoing]);
       pinner.close();
       closeSync(lock);

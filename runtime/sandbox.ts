@@ -18,7 +18,13 @@ import { openForGroup } from './oci/image_mounts.ts';
 import { containerCgroup, sandboxInitSpec } from './oci/spec.ts';
 import { identify, isAlive, type ProcessIdentity, readPidFile, signalProcess } from './processes.ts';
 import { attachmentOf, checkSandboxConfig, resolvConf, wantedNamespaces } from './sandbox_config.ts';
-import { joinedPins, type NamespacePinner, type Pins, pinnedNetwork, unpin } from './sandbox_namespaces.ts';
+import {
+  joinedPins,
+  type NamespacePinner,
+  type Pins,
+  pinnedNetwork,
+  unpinAside,
+} from './sandbox_namespaces.ts';
 import { confine } from './security/confinement.ts';
 import { makeUserNamespaces, outsideId } from './security/userns.ts';
 import type { SandboxRecord } from './state.ts';
@@ -59,9 +65,9 @@ export function makeSandboxes(
     const folder = folders.sandbox(record.id);
     const bundle = join(folder, 'init');
     const rootfs = join(bundle, 'rootfs');
-    await mkdir(rootfs, { recursive: true, mode: 0o755 });
-    const runtime = programs.runtimeFor(record.handler);
-    const { security } = record.config.linux;
+    const dev = join(rootfs, 'dev'); // crun wants it of every root.
+    await mkdir(dev, { recursive: true, mode: 0o755 });
+    const [runtime, { security }] = [programs.runtimeFor(record.handler), record.config.linux];
     const namespaces = joinedPins(folder, wantedNamespaces(record.config));
     if (namespaces.user !== undefined) {
       await openForGroup(
@@ -70,7 +76,8 @@ export function makeSandboxes(
         outsideId(namespaces.user.gids, 0),
       );
       // It makes the places of its mounts itself.
-      await chown(rootfs, outsideId(namespaces.user.uids, 0), outsideId(namespaces.user.gids, 0));
+      const { uids, gids } = namespaces.user;
+      for (const path of [rootfs, dev]) await chown(path, outsideId(uids, 0), outsideId(gids, 0));
     }
     const spec = sandboxInitSpec({
       rootfs,
@@ -138,7 +145,7 @@ export function makeSandboxes(
       if (record.attached) await cni.del({ ...attachmentOf(record), netns: pinnedNetwork(folder) }, signal);
     } finally {
       // Whatever the plugins say: they can do without the namespace, and the row is kept to ask them again.
-      unpin(folder);
+      await unpinAside(folder);
     }
     state.removeSandbox(record.id);
   };
@@ -273,7 +280,7 @@ export function makeSandboxes(
       await cni.del({ ...attachmentOf(record), netns: pinnedNetwork(folder) }, signal);
       state.changeSandbox(id, { attached: false });
     }
-    unpin(folder);
+    await unpinAside(folder);
     if (wasReady) context.emit('stopped', id, config.metadata);
   };
 

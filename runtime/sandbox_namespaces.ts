@@ -7,6 +7,7 @@
  * that stay as they are. Nothing may be started inside: threads and children would inherit the sandbox's namespaces.
  */
 import { closeSync, mkdirSync, openSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import type { UserNamespace } from './api.ts';
 import { errnoOf, isError, KeelsonError } from './host/errors.ts';
 import {
@@ -18,6 +19,7 @@ import {
   setns,
   umountFlags,
   unmount,
+  unmountAside,
   unshare,
 } from './host/syscalls.ts';
 import type { JoinedNamespaces } from './oci/spec.ts';
@@ -90,7 +92,10 @@ export function pinnedNetwork(folder: string): string | undefined {
  * The file of a sysctl that belongs to a namespace of the sandbox. Dots and slashes separate as in sysctl.d(5): the
  * first one tells which. Pure. Throws SANDBOX_CREATE_FAILED for one that is not the sandbox's to set.
  */
-export function sysctlPath(name: string, wanted: Pick<WantedNamespaces, 'network' | 'ipc'>): string {
+export function sysctlPath(
+  name: string,
+  wanted: Pick<WantedNamespaces, 'network' | 'ipc'> & Partial<Pick<WantedNamespaces, 'hostname'>>,
+): string {
   const first = /[./]/.exec(name)?.[0];
   const path = first === '.' ? name.replace(/[./]/g, (c) => (c === '.' ? '/' : '.')) : name;
   const parts = path.split('/');
@@ -99,15 +104,16 @@ export function sysctlPath(name: string, wanted: Pick<WantedNamespaces, 'network
   const ipc =
     /^kernel\/(shm[a-z_]*|msg[a-z]*|sem|sem_next_id|auto_msgmni)$/.test(path) ||
     path.startsWith('fs/mqueue/');
-  if (!sound || parts.length < 2 || (!network && !ipc)) {
+  const uts = path === 'kernel/domainname';
+  if (!sound || parts.length < 2 || (!network && !ipc && !uts)) {
     throw new KeelsonError('SANDBOX_CREATE_FAILED', `sysctl ${name} does not belong to a pod`, {
-      hint: 'only net.*, kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* do',
+      hint: 'only net.*, kernel.shm*, kernel.msg*, kernel.sem, kernel.domainname and fs.mqueue.* do',
     });
   }
-  if ((network && !wanted.network) || (ipc && !wanted.ipc)) {
+  if ((network && !wanted.network) || (ipc && !wanted.ipc) || (uts && wanted.hostname === undefined)) {
     throw new KeelsonError(
       'SANDBOX_CREATE_FAILED',
-      `sysctl ${name} cannot be set: the pod shares the node's ${network ? 'network' : 'IPC'} namespace`,
+      `sysctl ${name} cannot be set: the pod shares the node's ${network ? 'network' : ipc ? 'IPC' : 'UTS'} namespace`,
     );
   }
   return `/proc/sys/${path}`;
@@ -221,10 +227,17 @@ function writeSysctl(file: string, value: string, needed: boolean): void {
   }
 }
 
+const mounted = ['net', 'ipc', 'uts', 'user', 'pid', 'shm'] as const;
+const detach = umountFlags.NOFOLLOW | umountFlags.DETACH;
+
 /** Unmounts whatever is pinned or mounted in a sandbox's folder and removes the folder. Idempotent. */
 export function unpin(folder: string): void {
-  for (const name of ['net', 'ipc', 'uts', 'user', 'pid', 'shm']) {
-    while (unmount(`${folder}/${name}`, umountFlags.NOFOLLOW | umountFlags.DETACH));
-  }
+  for (const name of mounted) while (unmount(`${folder}/${name}`, detach));
   rmSync(folder, { recursive: true, force: true });
+}
+
+/** `unpin` without holding up the main thread: each unmount waits for all processors. */
+export async function unpinAside(folder: string): Promise<void> {
+  for (const name of mounted) while (await unmountAside(`${folder}/${name}`, detach));
+  await rm(folder, { recursive: true, force: true });
 }

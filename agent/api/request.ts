@@ -32,6 +32,12 @@ export type Route =
       readonly pod: string;
       readonly container: string;
     }
+  | {
+      readonly kind: 'checkpoint';
+      readonly namespace: string;
+      readonly pod: string;
+      readonly container: string;
+    }
   | StreamRoute
   | { readonly kind: 'unknown' };
 
@@ -101,6 +107,9 @@ export function routeOf({ segments, folder }: Target): Route {
   if (namespace === undefined || pod === undefined) return { kind: 'unknown' };
   if (first === 'containerLogs' && rest.length === 3) {
     return { kind: 'containerLogs', namespace, pod, container: third! };
+  }
+  if (first === 'checkpoint' && rest.length === 3) {
+    return { kind: 'checkpoint', namespace, pod, container: third! };
   }
   if (!streamingVerbs.includes(first)) return { kind: 'unknown' };
   const verb = first as StreamingVerb;

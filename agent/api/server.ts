@@ -13,8 +13,9 @@ import { makeAuthorizer } from './authz.ts';
 import { type Health, listen } from './healthz.ts';
 import type { ContainerLog } from './logs.ts';
 import { serveRead } from './reads/serve.ts';
-import { attributesOf, parseTarget, routeOf, type Target } from './request.ts';
+import { attributesOf, parseTarget, type Route, routeOf, type Target } from './request.ts';
 import type { NodeStats } from './stats/types.ts';
+import type { CheckpointOptions } from './streams/checkpoint.ts';
 import type { StreamsOptions } from './streams/serve.ts';
 import { makeTlsSource, type TlsContext, type TlsFiles } from './tls.ts';
 
@@ -52,6 +53,8 @@ export interface NodeApiOptions {
   readonly streams?: Omit<StreamsOptions, 'pods'>;
   /** For `/stats/summary`, `/metrics/resource` and `/metrics/cadvisor`; loaded with the first of these requests. */
   readonly stats?: () => Promise<NodeStats>;
+  /** For `/checkpoint/`; without it it is not there. */
+  readonly checkpoints?: CheckpointOptions;
   /** For `/configz`: a KubeletConfiguration without secrets. */
   readonly configuration?: () => unknown;
   /** The folder that `/logs/` shows; none: it is disabled. */
@@ -225,6 +228,7 @@ async function servePlain(
   if (options.debugging === false && looksInside.includes(target.segments[0] ?? '')) {
     return answerText(response, 405, 'Debug endpoints are disabled.\n');
   }
+  if (route.kind === 'checkpoint') return makeCheckpoint(options, request, response, route, target, signal);
   if (route.kind !== 'streaming') return serveRead(options, request, response, route, target, signal);
   if (route.verb !== 'run') {
     if (request.method !== 'GET' && request.method !== 'POST') {
@@ -235,6 +239,20 @@ async function servePlain(
   if (request.method !== 'POST') return answerMethodNotAllowed(response, 'POST');
   const { runCommand, streams } = await loadStreams(options, 'run');
   answerJson(response, await runCommand(streams, route, target, signal));
+}
+
+async function makeCheckpoint(
+  { checkpoints, pods, clock }: NodeApiOptions,
+  request: IncomingMessage,
+  response: ServerResponse,
+  route: Extract<Route, { readonly kind: 'checkpoint' }>,
+  { query }: Target,
+  signal: AbortSignal,
+): Promise<void> {
+  if (checkpoints === undefined) throw new KeelsonError('NOT_FOUND', '404 page not found');
+  if (request.method !== 'POST') return answerMethodNotAllowed(response, 'POST');
+  const { checkpoint } = await import('./streams/checkpoint.ts');
+  answerJson(response, await checkpoint(checkpoints, pods(), clock, route, query, signal));
 }
 
 /** First segments of what kubelet serves only with enableDebuggingHandlers. */

@@ -36,11 +36,13 @@ export interface Correlator {
   add(occurrence: Occurrence, nowMs: number, monotonicMs: number): EventRecord | undefined;
 }
 
-const remembered = 1024;
+/** client-go's figures, all of them. */
+const remembered = 4096;
 const perObject = { perSecond: 1 / 300, burst: 25 };
 const similarLimit = 10;
 const similarWindowMs = 600_000;
 
+/** Up to nine messages are events of their own; which nine, client-go leaves to chance: here they are the first. */
 interface Similar {
   lastMs: number;
   readonly messages: Set<string>;
@@ -54,13 +56,15 @@ export function makeCorrelator(): Correlator {
     add(occurrence, nowMs, monotonicMs) {
       const { about, type, reason } = occurrence;
       const object = JSON.stringify([about.apiVersion, about.kind, about.namespace, about.name, about.uid]);
-      const bucket = buckets(object, () => makeTokenBucket(perObject));
-      const group = JSON.stringify([object, about.fieldPath, type, reason]);
+      // Warnings do not use up what is left for the others.
+      const bucket = buckets(JSON.stringify([object, type]), () => makeTokenBucket(perObject));
+      // Of all containers of a pod together.
+      const group = JSON.stringify([object, type, reason]);
       const similar = groups(group, () => ({ lastMs: nowMs, messages: new Set() }));
       if (nowMs - similar.lastMs > similarWindowMs) similar.messages.clear();
       similar.lastMs = nowMs;
       let { message } = occurrence;
-      let key = JSON.stringify([group, message]);
+      let key = JSON.stringify([group, about.fieldPath, message]);
       if (!similar.messages.has(message)) {
         if (similar.messages.size >= similarLimit - 1) {
           message = `(combined from similar events): ${message}`;

@@ -2,6 +2,7 @@
 import { type Clock, rfc3339, sleep } from '../../runtime/host/clock.ts';
 import { isError, KeelsonError } from '../../runtime/host/errors.ts';
 import type { Logger } from '../../runtime/host/log.ts';
+import type { MetricsSource } from '../metrics/source.ts';
 import { apiStatus, retryAfterMs } from './answers.ts';
 import { backoffDelay } from './backoff.ts';
 import { type EventRecord, type InvolvedObject, makeCorrelator } from './correlation.ts';
@@ -28,6 +29,7 @@ export interface EventRecorderOptions {
 export interface EventWriter extends EventRecorder {
   /** Events not yet written. */
   readonly pending: number;
+  readonly source: MetricsSource;
   /** Stops writing; what is still pending is lost. */
   close(): Promise<void>;
 }
@@ -68,7 +70,9 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
   const { signal } = controller;
   let queue: EventRecord[] = [];
   let lastName = 0n;
+  /** Since the apiserver took one last. */
   let dropped = 0;
+  const counts = { written: 0, full: 0, refused: 0, rate: 0 };
   let writing: Promise<void> | undefined;
 
   /** client-go names events by the object and the time in nanoseconds, in hexadecimal. */
@@ -90,6 +94,7 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
     queue.push(record);
     if (queue.length > spoolLimit) {
       posted.get(queue.shift()!)!.queued = false;
+      counts.full++;
       if (dropped++ === 0) log.warn({ spoolLimit }, 'the apiserver takes no events: the oldest are dropped');
     }
     writing ??= write().finally(() => {
@@ -112,6 +117,8 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
         await put(record, state);
         failures = 0;
         state.refusals = 0;
+        counts.written++;
+        if (dropped > 0) log.warn({ dropped }, 'events were dropped while the apiserver took none');
         dropped = 0;
       } catch (error) {
         if (signal.aborted) return;
@@ -119,6 +126,7 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
         if (status !== undefined && status >= 500) state.refusals++;
         if (!worthRetrying(error) || state.refusals >= mostRefusals) {
           state.refusals = 0;
+          counts.refused++;
           log.debug({ err: error }, 'the apiserver refused an event');
           continue;
         }
@@ -169,8 +177,8 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
         kind: about.kind,
         name,
         namespace: isNode ? undefined : namespace,
-        // kubelet names the node as its own uid; kubectl describe node finds events so.
-        uid: isNode ? name : uid,
+        // Before its own uid is known, the node's name: kubectl describe node looks for either.
+        uid: isNode ? (uid ?? name) : uid,
         resourceVersion: isNode ? undefined : resourceVersion,
         fieldPath: about.fieldPath,
       };
@@ -182,7 +190,34 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
         clock.now(),
         clock.monotonic(),
       );
-      if (record !== undefined) enqueue(record);
+      if (record === undefined) counts.rate++;
+      else enqueue(record);
+    },
+    source: {
+      families: () => [
+        {
+          name: 'keelson_events_written_total',
+          help: 'Events that the apiserver took, new ones and those that were counted up.',
+          type: 'counter',
+          samples: [{ value: counts.written }],
+        },
+        {
+          name: 'keelson_events_dropped_total',
+          help: 'Events that were not written: too many of one object, too many waiting, or refused by the apiserver.',
+          type: 'counter',
+          samples: [
+            { labels: { reason: 'rate' }, value: counts.rate },
+            { labels: { reason: 'spool_full' }, value: counts.full },
+            { labels: { reason: 'refused' }, value: counts.refused },
+          ],
+        },
+        {
+          name: 'keelson_events_pending',
+          help: 'Events that wait to be written.',
+          type: 'gauge',
+          samples: [{ value: queue.length }],
+        },
+      ],
     },
     get pending() {
       return queue.length;

@@ -10,6 +10,8 @@ export type {
   Node,
   NodeCondition,
   NodeStatus,
+  PersistentVolume,
+  PersistentVolumeClaim,
   Pod,
   PodCondition,
   PodSpec,

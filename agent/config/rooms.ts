@@ -41,6 +41,7 @@ export function podsConfig(config: AgentConfig): PodsConfig {
       seccompRoot: join(keelson.kubeletDir, 'seccomp'),
       seccompDefault: config.seccompDefault,
     },
+    defaultSysctls: config.defaultPodSysctls,
     maxContainerRestartPeriodMs: config.crashLoopBackOff.maxContainerRestartPeriod,
     dead: {
       perContainer: keelson.maximumDeadContainersPerContainer,

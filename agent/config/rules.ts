@@ -1,6 +1,7 @@
 /** Rules between the fields of a configuration that is right field by field. Pure. */
 import { isIP } from 'node:net';
 import { allowlistFault } from '../images/verification.ts';
+import { sysctlPatternFault } from '../pods/spec/sysctls.ts';
 import type { Findings } from './field.ts';
 import type { ConfigValues } from './schema.ts';
 
@@ -93,6 +94,14 @@ export function checkRules(config: ConfigValues, findings: Findings): void {
       'must not be set: keelson sets it',
     );
   });
+  config.allowedUnsafeSysctls.forEach((entry, index) => {
+    const fault = sysctlPatternFault(entry);
+    must(fault === undefined, ['allowedUnsafeSysctls', index], fault ?? '');
+  });
+  for (const name of Object.keys(config.defaultPodSysctls)) {
+    const fault = name.includes('*') ? 'a default is of one sysctl, without *' : sysctlPatternFault(name);
+    must(fault === undefined, ['defaultPodSysctls', name], fault ?? '');
+  }
   const nodeIPs = config.keelson.nodeIP?.split(',') ?? [];
   must(
     nodeIPs.length <= 2 && nodeIPs.every((address) => isIP(address.trim()) !== 0),

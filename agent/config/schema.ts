@@ -135,7 +135,7 @@ const kubeletFields = {
     oneOf: ['promiscuous-bridge', 'hairpin-veth', 'none'],
   }),
   maxPods: integer({ default: 110, ...count, acted }),
-  podCIDR: string(),
+  podCIDR: string({ acted }),
   podPidsLimit: integer({ default: -1, bits: 64, keepZero, acted }),
   /** An explicit `""` gives pods no resolver configuration of the host. */
   resolvConf: string({ default: '/etc/resolv.conf', keepZero, acted }),
@@ -194,8 +194,8 @@ const kubeletFields = {
   systemReservedCgroup: string({ acted }),
   kubeReservedCgroup: string({ acted }),
   enforceNodeAllocatable: list(string(), { default: ['pods'], acted }),
-  allowedUnsafeSysctls: list(string()),
-  defaultPodSysctls: map(string()),
+  allowedUnsafeSysctls: list(string(), { acted }),
+  defaultPodSysctls: map(string(), { acted }),
   volumePluginDir: string({ default: '/usr/libexec/kubernetes/kubelet-plugins/volume/exec/' }),
   providerID: string({ acted }),
   kernelMemcgNotification: boolean({ default: false }),
@@ -271,6 +271,8 @@ const ownFields = {
     default: ['/opt/cni/bin', '/usr/lib/cni', '/usr/libexec/cni'],
     acted,
   }),
+  /** Where there is no network, one is made of this file with the node's pod CIDRs: containerd's `conf_template`. */
+  cniConfTemplate: string({ acted, ...absolute }),
   cniCacheDir: string({ default: '/var/lib/cni', acted, ...absolute }),
   /** OCI runtimes by the handler names of RuntimeClass. */
   runtimes: map(object({ path: string({ default: 'runc', acted }) }), {

@@ -59,6 +59,7 @@ export async function openApi(config: AgentConfig, parts: Parts): Promise<void> 
         handlers: async () => (await streaming()).handlers,
         runningUid: (uid) => pods.runningUid(uid),
       },
+      checkpoints: { runtime, folder: join(keelson.kubeletDir, 'checkpoints') },
       stats: lazyStats({
         nodeName,
         runtime,

@@ -8,7 +8,12 @@ import type { NodeConfig } from './types.ts';
 export function declaredFeatures(
   config: Pick<NodeConfig, 'enableServer' | 'enableDebuggingHandlers'>,
 ): readonly string[] {
-  const features: string[] = [];
+  // Whatever the runtime: resizes of pods as a whole and of init containers that run, and starting all over in place.
+  const features = [
+    'InPlacePodLevelResourcesVerticalScaling',
+    'InPlacePodVerticalScalingInitContainers',
+    'RestartAllContainersOnContainerExits',
+  ];
   // The apiserver hands WebSockets of exec, attach and port-forward through instead of speaking SPDY (KEP-4006).
   if (config.enableServer && config.enableDebuggingHandlers) features.push('ExtendWebSocketsToKubelet');
   return features.sort();

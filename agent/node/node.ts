@@ -1,5 +1,5 @@
 /** The Node: registered, its status written when it changes, its lease kept. */
-import type { ImageService, RuntimeService } from '../../runtime/api.ts';
+import type { ImageService, RuntimeFeatures, RuntimeService } from '../../runtime/api.ts';
 import { type Clock, sleep } from '../../runtime/host/clock.ts';
 import { KeelsonError } from '../../runtime/host/errors.ts';
 import type { Logger } from '../../runtime/host/log.ts';
@@ -7,7 +7,6 @@ import { backoffDelay } from '../apiserver/backoff.ts';
 import { apiStatus } from '../apiserver/client.ts';
 import { type Reflector, reflect } from '../apiserver/reflector.ts';
 import type { ApiserverClient, EventRecorder, KubeObject, Node } from '../apiserver/types.ts';
-import { declaredFeatures } from './declared_features.ts';
 import type { FactsReader, NodeFacts } from './facts.ts';
 import { keepLease, type LeaseKeeper } from './lease.ts';
 import { assessPressure, type PressureSeen } from './pressure.ts';
@@ -20,19 +19,21 @@ export interface NodeOptions {
   readonly client: ApiserverClient & { resetConnections?(): void };
   readonly config: NodeConfig;
   readonly facts: FactsReader;
-  readonly runtime: Pick<RuntimeService, 'status' | 'version'>;
+  readonly runtime: Pick<RuntimeService, 'status' | 'version' | 'handlers' | 'features'>;
   readonly images: Pick<ImageService, 'listImages'>;
   readonly events: EventRecorder;
   readonly clock: Clock;
   readonly log: Logger;
   /** `v1.37.0-keelson.0.1.0`. */
   readonly kubeletVersion: string;
-  /** Names of runtime handlers besides the default one. */
-  readonly handlers?: readonly string[];
+  /** `status.declaredFeatures`, sorted. */
+  readonly declaredFeatures?: readonly string[];
   /** Why the node takes no pods although its runtime would; call `poke` when it changes. */
   readonly notReady?: () => string | undefined;
   /** Called when the apiserver answers again after it did not: watches need not wait any longer. */
   readonly onApiserverBack?: () => void;
+  /** Called with the node's pod CIDRs, a list with commas, when it gets them or they change; tried again after failures. */
+  readonly onPodCidrs?: (cidrs: string) => Promise<void>;
   /** In [0, 1). Default Math.random. */
   readonly random?: () => number;
 }
@@ -46,6 +47,8 @@ export interface NodeHandle {
   current(): Node | undefined;
   /** InternalIPs as last found, primary first. */
   addresses(): readonly string[];
+  /** What the runtime can do, as it told last. */
+  runtimeFeatures(): RuntimeFeatures | undefined;
   /** Time to live of cached objects, from the node's annotation. */
   objectTtlMs(): number;
   close(): Promise<void>;
@@ -63,9 +66,12 @@ export function startNode(options: NodeOptions): NodeHandle {
   const { client, config, clock, log, events, random = Math.random } = options;
   const { nodeName } = config;
   const path = `/api/v1/nodes/${nodeName}`;
-  const about = { apiVersion: 'v1', kind: 'Node', metadata: { name: nodeName } };
+  const about = () => ({
+    apiVersion: 'v1',
+    kind: 'Node',
+    metadata: { name: nodeName, uid: observed?.metadata?.uid },
+  });
   const report = makeRuntimeReporter({ runtime: options.runtime, images: options.images, clock });
-  const features = declaredFeatures(config);
   const controller = new AbortController();
   const { signal } = controller;
   const registered = Promise.withResolvers<void>();
@@ -74,11 +80,13 @@ export function startNode(options: NodeOptions): NodeHandle {
   /** The newest Node that we know of; undefined: to be registered. */
   let observed: Node | undefined;
   let facts: NodeFacts | undefined;
+  let runtimeFeatures: RuntimeFeatures | undefined;
   let seen: PressureSeen = {};
   let reportedAt = Number.NEGATIVE_INFINITY;
   let reflector: Reflector | undefined;
   let lease: LeaseKeeper | undefined;
   let poked = false;
+  let toldCidrs: string | undefined;
   let wake = () => {};
 
   function poke(): void {
@@ -89,6 +97,18 @@ export function startNode(options: NodeOptions): NodeHandle {
   function observe(node: Node): void {
     if (observed !== undefined && isOlder(node, observed)) return;
     observed = node;
+    tellPodCidrs();
+  }
+
+  function tellPodCidrs(): void {
+    const { podCIDRs = [] } = observed?.spec ?? {};
+    const cidrs = podCIDRs.join(',');
+    if (cidrs === '' || cidrs === toldCidrs || options.onPodCidrs === undefined) return;
+    toldCidrs = cidrs;
+    options.onPodCidrs(cidrs).catch((error: unknown) => {
+      toldCidrs = undefined; // With the next look at the node.
+      log.warn({ err: error, podCidrs: cidrs }, 'the pod CIDRs could not be given to the runtime');
+    });
   }
 
   /** Somebody changed the Node: a controller that thinks that it is dead is told otherwise at once. */
@@ -139,7 +159,7 @@ export function startNode(options: NodeOptions): NodeHandle {
 
   function tell(before: NodeStatusNow | undefined, after: NodeStatusNow): void {
     for (const { type, reason, message } of conditionEvents(nodeName, before, after)) {
-      events.event(about, type, reason, message);
+      events.event(about(), type, reason, message);
     }
   }
 
@@ -147,6 +167,7 @@ export function startNode(options: NodeOptions): NodeHandle {
   async function sync(): Promise<boolean> {
     const [found, runtime] = await Promise.all([options.facts.read(), report()]);
     facts = found;
+    runtimeFeatures = runtime.features ?? runtimeFeatures;
     const { evictionHard, evictionPressureTransitionPeriod } = config;
     const assessed = assessPressure(
       found,
@@ -164,9 +185,8 @@ export function startNode(options: NodeOptions): NodeHandle {
         config,
         previous,
         kubeletVersion: options.kubeletVersion,
-        handlers: options.handlers ?? [],
         notReady: options.notReady?.(),
-        declaredFeatures: features,
+        declaredFeatures: options.declaredFeatures,
         nowMs: clock.now(),
       });
     let status = compute(observed?.status);
@@ -179,6 +199,7 @@ export function startNode(options: NodeOptions): NodeHandle {
         });
       }
       observed = result.node;
+      tellPodCidrs();
       log.info({ nodeName, created: result.created }, 'the node is registered');
       follow();
       registered.resolve();
@@ -236,7 +257,7 @@ export function startNode(options: NodeOptions): NodeHandle {
     registered.reject(new KeelsonError('ABORTED', `node ${nodeName} was closed before it was registered`));
   }
 
-  events.event(about, 'Normal', 'Starting', 'Starting keelson.');
+  events.event(about(), 'Normal', 'Starting', 'Starting keelson.');
   const ended = run();
 
   return {
@@ -244,6 +265,7 @@ export function startNode(options: NodeOptions): NodeHandle {
     poke,
     current: () => observed,
     addresses: () => facts?.addresses ?? [],
+    runtimeFeatures: () => runtimeFeatures,
     objectTtlMs() {
       const seconds = Number(observed?.metadata?.annotations?.[ttlAnnotation] ?? Number.NaN);
       return Number.isFinite(seconds) && seconds >= 0 ? seconds * 1000 : defaultTtlMs;

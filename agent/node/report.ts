@@ -5,7 +5,7 @@ import { describe, KeelsonError } from '../../runtime/host/errors.ts';
 import type { RuntimeReport } from './types.ts';
 
 export interface ReporterOptions {
-  readonly runtime: Pick<RuntimeService, 'status' | 'version'>;
+  readonly runtime: Pick<RuntimeService, 'status' | 'version' | 'handlers' | 'features'>;
   readonly images: Pick<ImageService, 'listImages'>;
   readonly clock: Clock;
   /** Default 5,000. */
@@ -39,6 +39,13 @@ export function makeRuntimeReporter(options: ReporterOptions): () => Promise<Run
   const list = within('its list of images', () => images.listImages());
   let runtimeVersion = '';
   let listed: RuntimeReport['images'] = [];
+  let handlers: RuntimeReport['handlers'] = [];
+  let features: RuntimeReport['features'];
+  // A runtime that comes back may be a newer one, that can do more.
+  const abilities = within('what it can do', async () => {
+    const told = await Promise.all([runtime.handlers(), runtime.features()]);
+    [handlers, features] = told;
+  });
 
   return async () => {
     const [conditions, , present] = await Promise.allSettled([
@@ -48,6 +55,7 @@ export function makeRuntimeReporter(options: ReporterOptions): () => Promise<Run
         runtimeVersion = `${found.runtimeName}://${found.runtimeVersion}`;
       }),
       list(),
+      abilities(),
     ]);
     if (present.status === 'fulfilled') {
       listed = present.value.map(({ repoDigests, repoTags, size }) => ({
@@ -61,6 +69,8 @@ export function makeRuntimeReporter(options: ReporterOptions): () => Promise<Run
       // Validation wants something that looks like one.
       runtimeVersion: runtimeVersion || 'keelson://Unknown',
       images: listed,
+      handlers,
+      features,
       failure: failed,
     };
   };

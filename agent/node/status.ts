@@ -15,8 +15,6 @@ export interface StatusInput {
   readonly previous?: NodeStatusNow;
   /** `v1.37.0-keelson.0.1.0`. */
   readonly kubeletVersion: string;
-  /** Handlers of RuntimeClasses; '' is the default one. */
-  readonly handlers: readonly string[];
   /** Why the node takes no pods although its runtime would, such as a shutdown. */
   readonly notReady?: string;
   /** Sorted; the same for the life of the process. */
@@ -67,12 +65,27 @@ export function nodeStatus(input: StatusInput): NodeStatusNow {
       ...(facts.swapBytes > 0 ? { swap: { capacity: facts.swapBytes } } : {}),
     },
     images: listedImages(input.runtime.images, config.nodeStatusMaxImages),
-    runtimeHandlers: [...new Set(['', ...input.handlers])].sort().map((name) => ({
-      name,
-      features: { recursiveReadOnlyMounts: false, userNamespaces: false },
-    })) as NodeStatusNow['runtimeHandlers'],
+    runtimeHandlers: listedHandlers(input.runtime.handlers) as NodeStatusNow['runtimeHandlers'],
+    ...features(input),
     ...(input.declaredFeatures?.length ? { declaredFeatures: [...input.declaredFeatures] } : {}),
   };
+}
+
+/** Sorted; of two with one name the first counts. */
+function listedHandlers(handlers: RuntimeReport['handlers']) {
+  const byName = new Map([...handlers].reverse().map((handler) => [handler.name, handler]));
+  return [...byName.values()]
+    .sort((a, b) => (a.name < b.name ? -1 : 1))
+    .map(({ name, recursiveReadOnlyMounts, userNamespaces }) => ({
+      name,
+      features: { recursiveReadOnlyMounts, userNamespaces },
+    }));
+}
+
+/** While the runtime has not told, what the apiserver has is left. */
+function features({ runtime, previous }: StatusInput): Pick<NodeStatusNow, 'features'> {
+  if (runtime.features === undefined) return previous?.features ? { features: previous.features } : {};
+  return { features: { supplementalGroupsPolicy: runtime.features.supplementalGroupsPolicy } };
 }
 
 /** The name in the node's address and its label. Without a cloud provider, kubelet has one name for both. */
@@ -183,7 +196,7 @@ export function statusPatch(
   heartbeat: boolean,
 ): Record<string, unknown> {
   const patch: Record<string, unknown> = {};
-  for (const name of ['daemonEndpoints', 'nodeInfo', 'images', 'runtimeHandlers'] as const) {
+  for (const name of ['daemonEndpoints', 'nodeInfo', 'images', 'runtimeHandlers', 'features'] as const) {
     if (!same(before?.[name], after[name])) patch[name] = after[name];
   }
   if (!same(before?.declaredFeatures ?? [], after.declaredFeatures ?? [])) {

@@ -1,5 +1,5 @@
 /** What the node's rooms share. */
-import type { RuntimeCondition } from '../../runtime/api.ts';
+import type { RuntimeCondition, RuntimeFeatures, RuntimeHandler } from '../../runtime/api.ts';
 import type { NodeStatus } from '../apiserver/types.ts';
 import type { AgentConfig } from '../config/load.ts';
 
@@ -31,6 +31,10 @@ export interface RuntimeReport {
   /** `keelson://0.1.0`. */
   readonly runtimeVersion: string;
   readonly images: readonly { readonly names: readonly string[]; readonly sizeBytes: number }[];
+  /** The default one has the name ''. As last told. */
+  readonly handlers: readonly RuntimeHandler[];
+  /** As last told; absent before it has told any. */
+  readonly features?: RuntimeFeatures;
   /** Set when the runtime gave no answer. */
   readonly failure?: string;
 }
@@ -39,4 +43,5 @@ export interface RuntimeReport {
 export interface NodeStatusNow extends NodeStatus {
   nodeInfo?: NodeStatus['nodeInfo'] & { swap?: { capacity: number } };
   declaredFeatures?: string[];
+  features?: { supplementalGroupsPolicy?: boolean };
 }

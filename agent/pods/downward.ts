@@ -5,6 +5,7 @@
 import { KeelsonError } from '../../runtime/host/errors.ts';
 import { milli, parseQuantity, wholeUnits } from '../apiserver/quantity.ts';
 import type { Pod, PodContainer } from '../apiserver/types.ts';
+import { podNeeds } from './spec/qos.ts';
 
 type Quantities = Readonly<Record<string, string>>;
 
@@ -99,7 +100,8 @@ interface ResourceSelector {
 
 /**
  * `requests.x` or `limits.x` of a container, divided by the divisor and rounded up. A limit that is not set is the
- * node's allocatable (cpu, memory and ephemeral-storage only). Throws CONTAINER_CONFIG_INVALID.
+ * pod's (KEP-2837), or else the node's allocatable (cpu, memory and ephemeral-storage only; pods have no limit of the
+ * last). Throws CONTAINER_CONFIG_INVALID.
  */
 export function resourceField(
   pod: Pod,
@@ -114,13 +116,22 @@ export function resourceField(
   const name = match[2]!;
   const isLimit = match[1] === 'limits';
   const given = (isLimit ? container.resources?.limits : container.resources?.requests)?.[name];
-  const unset = given === undefined || parseQuantity(given) === 0;
   const text =
-    isLimit && unset && !name.startsWith('hugepages-') ? (allocatable[name] ?? given ?? '0') : (given ?? '0');
+    isLimit && isUnset(given) && !name.startsWith('hugepages-')
+      ? (defaultLimit(pod, name, allocatable) ?? given ?? '0')
+      : (given ?? '0');
   const asked = selector.divisor ?? '0';
   const divisor = parseQuantity(asked) === 0 ? '1' : asked;
   const value = name === 'cpu' ? milli(text) / milli(divisor) : wholeUnits(text) / wholeUnits(divisor);
   return String(Math.ceil(value));
+}
+
+const isUnset = (quantity: string | undefined) => quantity === undefined || parseQuantity(quantity) === 0;
+
+/** As kubelet's defaultPodLimitsForDownwardAPI. */
+function defaultLimit(pod: Pod, name: string, allocatable: Quantities): string | undefined {
+  const whole = name === 'ephemeral-storage' ? undefined : podNeeds(pod)?.limits?.[name];
+  return isUnset(whole) ? allocatable[name] : whole;
 }
 
 function findContainer(pod: Pod, name: string): PodContainer | undefined {

@@ -4,7 +4,7 @@ import type { PodContainer } from '../apiserver/types.ts';
 export type PullPolicy = 'Always' | 'IfNotPresent' | 'Never';
 
 /** The policy, by the API's default where none is given: Always for `:latest` and for no tag. */
-export function pullPolicyOf(container: PodContainer): PullPolicy {
+export function pullPolicyOf(container: Partial<PodContainer>): PullPolicy {
   const given = container.imagePullPolicy;
   if (given === 'Always' || given === 'IfNotPresent' || given === 'Never') return given;
   const image = container.image ?? '';

@@ -1,4 +1,5 @@
 /** All pods of the node: takes them from the sources, keeps a worker for each, writes their status. */
+import { availableParallelism } from 'node:os';
 import type { Pod, PodStatus } from '../apiserver/types.ts';
 import { criticality, isMirror } from '../manifests/mirror_plan.ts';
 import { makeMirrors } from '../manifests/mirrors.ts';
@@ -9,9 +10,12 @@ import { type ContainerLog, findContainer, runningLogs, withStatus } from './loo
 import { nothingObserved, startRelist } from './observe.ts';
 import { makeRemains } from './orphans.ts';
 import { isTerminalPhase } from './plan/conditions.ts';
+import type { Eviction } from './plan/memory.ts';
 import { swapForbids } from './resources/kernel_limits.ts';
+import { isCritical } from './resources/preemption.ts';
 import { makeResizer } from './resources/resizer.ts';
 import { makeRoom } from './resources/room.ts';
+import { makeTurns } from './resources/turns.ts';
 import { type NodeFacts, type Refusal, refusalOf } from './spec/admission.ts';
 import { formatPod, uidOf } from './spec/pod.ts';
 import { makeStatusWriter, type StatusWriter } from './status_writer.ts';
@@ -30,6 +34,7 @@ export interface PodManagerOptions extends Shared {
   readonly random: () => number;
   readonly nodeLabels: () => Readonly<Record<string, string>>;
   readonly nodeTaints?: () => NodeFacts['taints'];
+  readonly hostSecurity?: () => NodeFacts['security'];
   /** Called when requests of the node's pods may have changed, with those that hold resources. */
   readonly onRequests?: (pods: readonly Pod[]) => void;
   /** Milliseconds between two looks at the whole runtime, for events that got lost. Default 60,000. */
@@ -48,6 +53,8 @@ export interface PodManager extends PodSink {
   ): ContainerLog | undefined;
   /** Where the running containers log. */
   runningLogs(): readonly { readonly id: string; readonly logPath: string }[];
+  /** Ends a pod for the good of others, with an event; false where it is critical, not there or has ended. */
+  evict(uid: string, eviction: Omit<Eviction, 'since'>): boolean;
   /** The uid under which a pod runs: for the apiserver's mirror of a static pod not the one that the mirror has. */
   runningUid(uid: string): string;
   /** The stages of a pod's start; kept while the pod is on the node. */
@@ -66,9 +73,16 @@ interface Held {
   removed: boolean;
 }
 
+/** Some of them wait for the kernel or a disk. */
+const heavyForEachProcessor = 4;
+
 export function makePodManager(options: PodManagerOptions): PodManager {
   const { runtime, objects, client, clock, log } = options;
-  const made = { handlers: makeHandlers(options), userIds: makeUserIds(options.config.kubeletDir) };
+  const made = {
+    handlers: makeHandlers(options),
+    userIds: makeUserIds(options.config.kubeletDir),
+    turns: makeTurns(clock, availableParallelism() * heavyForEachProcessor),
+  };
   const held = new Map<string, Held>();
   /** Taken down already; their objects may still come along until the source forgets them. */
   const finished = new Map<string, PodSourceKind>();
@@ -87,6 +101,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       labels: options.nodeLabels(),
       allocatable: options.allocatable(),
       taints: options.nodeTaints?.(),
+      security: options.hostSecurity?.(),
     }),
     holders: () =>
       [...held.values()]
@@ -110,8 +125,15 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     apply: (uid, pod, change) => held.get(uid)?.worker.update(pod, change),
   });
 
+  let telling = false;
+  /** Told once for all that comes together: a burst of pods changes them with every event. */
   function requestsChanged(): void {
-    options.onRequests?.(room.others(''));
+    if (telling) return;
+    telling = true;
+    setImmediate(() => {
+      telling = false;
+      if (!closed) options.onRequests?.(room.others(''));
+    });
   }
 
   /** Something was given back: those that wait for it are looked at again. */
@@ -360,6 +382,16 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       return findContainer(now(), container, previous, exitListeners, now);
     },
     runningLogs: () => [...held.values()].flatMap(({ worker }) => runningLogs(worker.observed)),
+    evict(uid, eviction) {
+      const one = held.get(uid);
+      if (one === undefined || one.removed || one.ended()) return false;
+      const { worker } = one;
+      if (worker.memory.evicted !== undefined || isCritical(worker.pod, one.source !== 'api')) return false;
+      const object = { apiVersion: 'v1', kind: 'Pod', metadata: worker.pod.metadata };
+      options.events.event(object, 'Warning', eviction.reason, eviction.message);
+      worker.evict(eviction);
+      return true;
+    },
     runningUid: (uid) => mirrors?.staticUid(uid) ?? uid,
     timeline: (uid) => held.get(uid)?.worker.timeline.entries() ?? [],
     async close() {

@@ -2,6 +2,7 @@
  * The worker of one pod: looks, plans, acts, and sleeps until something happens. Everything that decides is in
  * plan/; the worker only keeps the plan's memory and carries its actions out.
  */
+import { isDeepStrictEqual } from 'node:util';
 import { describe } from '../../runtime/host/errors.ts';
 import type { Pod, PodStatus } from '../apiserver/types.ts';
 import type { ReadyVolume } from '../volumes/types.ts';
@@ -10,6 +11,7 @@ import { makeFlights } from './flights.ts';
 import { nothingObserved, observe, someEnded } from './observe.ts';
 import { isStarting } from './plan/actions.ts';
 import { crashBackoff } from './plan/backoff.ts';
+import { isTerminalPhase } from './plan/conditions.ts';
 import { containerIdOf } from './plan/container_status.ts';
 import {
   type Eviction,
@@ -23,7 +25,7 @@ import { oldStatusOf } from './plan/view.ts';
 import { makeProber } from './prober.ts';
 import { type ResizeChange, type ResizeState, withChange } from './resources/resize_plan.ts';
 import type { Refusal } from './spec/admission.ts';
-import { formatPod, uidOf } from './spec/pod.ts';
+import { formatPod, specGraceSeconds, uidOf } from './spec/pod.ts';
 import { makeTimeline, type Timeline } from './timeline.ts';
 import type { ObservedPod } from './types.ts';
 
@@ -69,6 +71,8 @@ export interface Worker {
 const settleMs = 1000;
 /** When the runtime cannot be asked, in milliseconds. */
 const observeAgainMs = 1_000;
+/** How long the end of an evicted pod may take at least, in milliseconds. */
+const shortestPatienceMs = 10_000;
 
 export function startWorker(options: WorkerOptions): Worker {
   const { clock, runtime, config } = options;
@@ -89,6 +93,7 @@ export function startWorker(options: WorkerOptions): Worker {
   const flights = makeFlights({
     clock,
     log,
+    turns: options.turns,
     onEnd(key) {
       // These change nothing that the runtime tells of.
       if (!/^(image|cgroup|volumes|note)/.test(key)) mustObserve = true;
@@ -112,6 +117,10 @@ export function startWorker(options: WorkerOptions): Worker {
   let looping: Promise<void> | undefined;
   let closed = false;
   let settlingSince: number | undefined;
+  /** The last look at the pod failed. */
+  let lost = false;
+  let cancelGrace = () => {};
+  let reported: PodStatus | undefined;
   let finishing = false;
   let cancelTimer = () => {};
 
@@ -127,13 +136,30 @@ export function startWorker(options: WorkerOptions): Worker {
       dirty = false;
       try {
         await step();
+        lost = false;
       } catch (error) {
         log.warn({ err: error }, 'cannot look after the pod, trying again');
+        if (!lost) warn('FailedSync', `error determining status: ${describe(error)}`);
+        lost = true;
         mustObserve = true;
         wakeAfter(observeAgainMs);
       }
     }
     looping = undefined;
+  }
+
+  function warn(reason: string, message: string): void {
+    if (!options.orphan) tell({ events: options.events, pod }, undefined, 'Warning', reason, message);
+  }
+
+  /** Tells where an evicted pod is not at its end in a time that is beyond its grace (killPodNow). */
+  function watchGrace(): void {
+    const grace = specGraceSeconds(pod);
+    const limitMs = Math.max(shortestPatienceMs, grace * 1500);
+    cancelGrace = clock.after(limitMs, () => {
+      if (closed || isTerminalPhase(status?.phase)) return;
+      warn('ExceededGracePeriod', 'Container runtime did not kill the pod within specified grace period.');
+    });
   }
 
   function wakeAfter(ms: number): void {
@@ -225,11 +251,14 @@ export function startWorker(options: WorkerOptions): Worker {
 
   function report(next: Plan, now: number): void {
     if (memory.termination?.kind === 'removed') return;
-    if (!next.settling) settlingSince = undefined;
-    else {
+    if (next.settling) {
+      if (isDeepStrictEqual(next.status, reported)) return;
       settlingSince ??= now;
       if (now < settlingSince + settleMs) return;
     }
+    // What changes from now on is kept back anew.
+    settlingSince = undefined;
+    reported = next.status;
     options.onStatus(next.status);
   }
 
@@ -251,6 +280,7 @@ export function startWorker(options: WorkerOptions): Worker {
     if (closed) return;
     closed = true;
     cancelTimer();
+    cancelGrace();
     prober.close();
     options.onDone();
   }
@@ -265,6 +295,7 @@ export function startWorker(options: WorkerOptions): Worker {
     evict(eviction) {
       if (memory.evicted !== undefined) return;
       memory = { ...memory, evicted: { ...eviction, since: clock.now() } };
+      watchGrace();
       wake();
     },
     remove() {
@@ -297,6 +328,7 @@ export function startWorker(options: WorkerOptions): Worker {
     async close() {
       closed = true;
       cancelTimer();
+      cancelGrace();
       prober.close();
       await flights.close();
       await looping;

@@ -6,7 +6,20 @@ import { removeTree, temporaryPrefix } from '../../runtime/host/files.ts';
 import { mount } from '../../runtime/host/syscalls.ts';
 import { parseQuantity, wholeUnits } from '../apiserver/quantity.ts';
 import type { Pod, Volume } from '../apiserver/types.ts';
+import type { VolumeKind } from './kinds/kind.ts';
 import { isMountPoint, mountTmpfs } from './mounts.ts';
+
+/** What a volume is that says nothing of itself, too. */
+export function emptyDirKind(): VolumeKind {
+  return {
+    plugin: 'kubernetes.io~empty-dir',
+    has: (source) => !!source.emptyDir || Object.values(source).every((one) => !one),
+    async setUp({ pod, source: { emptyDir }, folder }) {
+      await makeEmptyDir(folder, emptyDir ?? {}, pod);
+      return { hostPath: folder, readOnly: false };
+    },
+  };
+}
 
 type EmptyDir = NonNullable<Volume['emptyDir']>;
 
@@ -14,7 +27,7 @@ type EmptyDir = NonNullable<Volume['emptyDir']>;
  * Makes the volume at `folder`, whose parent exists. What is there already is left as its containers made it.
  * Throws VOLUME_FAILED for an unknown medium, else the error of the file system.
  */
-export async function makeEmptyDir(folder: string, source: EmptyDir, pod: Pod): Promise<void> {
+async function makeEmptyDir(folder: string, source: EmptyDir, pod: Pod): Promise<void> {
   const medium = source.medium ?? '';
   const fsGroup = pod.spec?.securityContext?.fsGroup;
   if (medium === '') return makeOnDisk(folder, fsGroup);

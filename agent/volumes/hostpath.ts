@@ -1,6 +1,19 @@
-/** hostPath volumes: a path of the host, checked to be of the type that the pod says. */
+/** hostPath volumes: a path of the host, checked to be of the type that the pod says; also as a persistent volume. */
 import { chmod, type FileHandle, mkdir, open, stat } from 'node:fs/promises';
 import { errnoOf, KeelsonError } from '../../runtime/host/errors.ts';
+import type { VolumeKind } from './kinds/kind.ts';
+import type { Patience } from './patience.ts';
+
+export function hostPathKind(patience: Patience): VolumeKind {
+  return {
+    has: ({ hostPath }) => !!hostPath,
+    async setUp({ source: { hostPath }, readOnly, signal }) {
+      const { path, type } = hostPath!;
+      await patience.ask(path, () => checkHostPath(path, type), signal);
+      return { hostPath: path, readOnly };
+    },
+  };
+}
 
 type Kind = 'directory' | 'file' | 'socket file' | 'character device' | 'block device' | 'other';
 

@@ -1,27 +1,42 @@
 /** The volumes of pods: which kinds there are, made side by side, kept up to date, and taken away. */
-import { chmod, mkdir, readdir, readFile, realpath } from 'node:fs/promises';
+import { mkdir, readdir, realpath } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../../runtime/host/clock.ts';
 import { abortError, describe, errnoOf, isError, KeelsonError } from '../../runtime/host/errors.ts';
+import { listFolder } from '../../runtime/host/files.ts';
 import { keyedQueue } from '../../runtime/host/keyed.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import type { ApiserverClient, ObjectCache, Pod, Volume } from '../apiserver/types.ts';
-import { isWritten, writeAtomically } from './atomic.ts';
-import { makeEmptyDir } from './emptydir.ts';
-import { checkHostPath } from './hostpath.ts';
-import { isMountPoint, mountTmpfs, unmountBelow } from './mounts.ts';
-import { nestedMountPoints } from './nested.ts';
+import { checkNode } from './claims/claim.ts';
+import { makeClaims } from './claims/resolve.ts';
+import { emptyDirKind } from './emptydir.ts';
+import { hostPathKind } from './hostpath.ts';
+import { filesKinds } from './kinds/files.ts';
+import { makeGiving } from './kinds/giving.ts';
+import { imageKind } from './kinds/image.ts';
+import type { VolumeKind, VolumeSource } from './kinds/kind.ts';
+import { localKind } from './kinds/local.ts';
+import { nfsKind } from './kinds/nfs.ts';
+import { unmountBelow } from './mounts.ts';
 import { makePatience } from './patience.ts';
-import { type Collected, collect, tokenKey } from './sources.ts';
 import { removeBelow } from './teardown.ts';
 import { makeTokens } from './tokens.ts';
+import type { Trust } from './trust/bundles.ts';
 import type { ReadyVolume, VolumeManager } from './types.ts';
 
 export interface VolumesOptions {
+  /** Kinds beside those that are always there. */
+  readonly kinds?: readonly VolumeKind[];
+  /** The node's labels, which persistent volumes may ask for. Default: none known. */
+  readonly nodeLabels?: () => Readonly<Record<string, string>>;
+  /** A warning event about a pod. Default: nobody is told. */
+  readonly warn?: (pod: Pod, reason: string, message: string) => void;
   /** kubelet's root folder. */
   readonly kubeletDir: string;
   /** Absent where there is no apiserver: then volumes that need one fail. */
   readonly client?: ApiserverClient;
+  /** Ends what is followed at the apiserver. */
+  readonly ending?: AbortSignal;
   readonly objects: ObjectCache;
   readonly nodeName: string;
   readonly log: Logger;
@@ -32,103 +47,79 @@ export interface VolumesOptions {
   readonly random?: () => number;
 }
 
-/** The volumes made of files that are written in one step, with their folders below `volumes/`. */
-const atomicKinds = {
-  configMap: 'kubernetes.io~configmap',
-  secret: 'kubernetes.io~secret',
-  downwardAPI: 'kubernetes.io~downward-api',
-  projected: 'kubernetes.io~projected',
-} as const;
-type AtomicKind = keyof typeof atomicKinds;
-
-/** How often objects that may change are looked at; kubelet takes 60 to 90 s. */
-const refreshMs = 60_000;
-const retryMs = 30_000;
-
 export function makeVolumes(options: VolumesOptions): VolumeManager {
-  const { objects, clock, log, random = Math.random, allocatable = () => ({}) } = options;
+  const { clock, log, random = Math.random, allocatable = () => ({}), nodeLabels = () => ({}) } = options;
   const podsDir = join(options.kubeletDir, 'pods');
-  const tokens = makeTokens({ client: options.client, clock, log, random });
   const queue = keyedQueue();
+  const claims = makeClaims({ client: options.client, podsDir });
+  const tokens = makeTokens({ client: options.client, clock, log, random });
   const patience = makePatience({ clock });
+  let trusting: Promise<Trust> | undefined;
+  const trust = (): Promise<Trust> => {
+    trusting ??= import('./trust/bundles.ts').then(({ makeTrust }) =>
+      makeTrust({ ...options, client: options.client }),
+    );
+    return trusting;
+  };
+  const warn = options.warn ?? (() => {});
+  const giving = makeGiving({ clock, warn });
+  const kinds: readonly VolumeKind[] = [
+    hostPathKind(patience),
+    ...filesKinds({ objects: options.objects, tokens, trust, clock, log, random, allocatable }),
+    localKind({ kubeletDir: options.kubeletDir, patience, giving, warn }),
+    nfsKind(),
+    imageKind(),
+    ...(options.kinds ?? []),
+    emptyDirKind(),
+  ];
   /** When `setUp` is due again, monotonic; by pod uid. */
   const dueAt = new Map<string, number>();
-
-  /** The folder of a volume below that of its pod, with the folder of its kind made. */
-  const place = async (uid: string, kind: string, name: string): Promise<string> => {
-    const parent = join(podsDir, uid, 'volumes', kind);
-    await mkdir(parent, { recursive: true, mode: 0o750 });
-    return join(parent, name);
-  };
-
-  const setUpAtomic = async (
-    pod: Pod,
-    volume: Volume,
-    kind: AtomicKind,
-    signal: AbortSignal | undefined,
-  ): Promise<{ folder: string; due: number | undefined }> => {
-    const folder = await place(pod.metadata!.uid!, atomicKinds[kind], volume.name);
-    await makeFolder(folder, kind);
-    await adoptTokens(pod, volume, folder);
-    let collected: Collected;
-    try {
-      collected = await collect(pod, volume, { objects, tokens, allocatable }, signal);
-    } catch (error) {
-      if (signal?.aborted || !(await isWritten(folder))) throw error;
-      log.warn(
-        { err: error, pod: pod.metadata?.name, namespace: pod.metadata?.namespace, volume: volume.name },
-        'cannot refresh a volume; what it holds is kept',
-      );
-      return { folder, due: clock.monotonic() + retryMs * (1 + random()) };
-    }
-    for (const inner of nestedMountPoints(pod, volume.name)) {
-      await mkdir(join(folder, inner), { recursive: true });
-    }
-    await writeAtomically(folder, collected.payload, {
-      now: clock.now(),
-      fsGroup: pod.spec?.securityContext?.fsGroup,
-    });
-    const waits = [
-      ...(collected.mayChange ? [refreshMs * (1 + random() / 2)] : []),
-      ...(collected.renewAt === undefined ? [] : [Math.max(0, collected.renewAt - clock.now())]),
-    ];
-    return { folder, due: waits.length === 0 ? undefined : clock.monotonic() + Math.min(...waits) };
-  };
-
-  /** A process that starts again finds the tokens of its pods in their volumes, and need not ask for new ones. */
-  const adoptTokens = async (pod: Pod, volume: Volume, folder: string): Promise<void> => {
-    if (dueAt.has(pod.metadata!.uid!)) return;
-    for (const { serviceAccountToken } of volume.projected?.sources ?? []) {
-      if (!serviceAccountToken) continue;
-      const text = await readFile(join(folder, '..data', serviceAccountToken.path), 'utf8').catch(
-        () => undefined,
-      );
-      if (text !== undefined) tokens.adopt(tokenKey(pod, serviceAccountToken), text);
-    }
-  };
 
   const setUpOne = async (
     pod: Pod,
     volume: Volume,
+    shown: Map<string, string>,
     signal: AbortSignal | undefined,
-  ): Promise<{ ready: ReadyVolume; due?: number }> => {
-    const { name, hostPath, emptyDir } = volume;
-    if (hostPath) {
-      await patience.ask(hostPath.path, () => checkHostPath(hostPath.path, hostPath.type), signal);
-      return { ready: { name, hostPath: hostPath.path, readOnly: false } };
+  ): Promise<{ ready: ReadyVolume; due?: number | undefined }> => {
+    const { name, ...own } = volume;
+    const bound = await claims.follow(pod, volume, signal);
+    const source: VolumeSource = bound?.volume.spec ?? own;
+    const kind = kinds.find(({ has }) => has(source));
+    if (kind === undefined) throw unknownKind(source);
+    const specName = bound?.volume.metadata?.name ?? name;
+    checkName(specName);
+    shown.set(name, specName);
+    if (bound !== undefined) checkNode(bound, nodeLabels());
+    const parent = join(podsDir, pod.metadata!.uid!, 'volumes', kind.plugin ?? '');
+    if (kind.plugin !== undefined) await mkdir(parent, { recursive: true, mode: 0o750 });
+    const { due, ...prepared } = await kind.setUp({
+      pod,
+      name,
+      specName,
+      source,
+      block: bound?.volume.spec?.volumeMode === 'Block',
+      readOnly: volume.persistentVolumeClaim?.readOnly === true,
+      mountOptions: bound?.volume.spec?.mountOptions ?? [],
+      folder: join(parent, specName),
+      signal,
+      ...(bound === undefined ? {} : { bound }),
+    });
+    return { ready: { name, ...prepared }, due };
+  };
+
+  /** What is left of each volume of a kind that has more than a folder. */
+  const tearDownKinds = async (real: string, uid: string, signal: AbortSignal | undefined): Promise<void> => {
+    await unmountBelow(join(real, uid, 'volume-subpaths'));
+    for (const { plugin, tearDown } of kinds) {
+      if (tearDown === undefined || plugin === undefined) continue;
+      // Devices are in a folder of their own, as with kubelet.
+      for (const volumes of ['volumes', 'volumeDevices']) {
+        const parent = join(real, uid, volumes, plugin);
+        for (const specName of await listFolder(parent)) {
+          await tearDown({ podUid: uid, specName, folder: join(parent, specName), signal });
+        }
+      }
     }
-    for (const kind of Object.keys(atomicKinds) as AtomicKind[]) {
-      if (!volume[kind]) continue;
-      const { folder, due } = await setUpAtomic(pod, volume, kind, signal);
-      return { ready: { name, hostPath: folder, readOnly: true }, due };
-    }
-    const kinds = Object.keys(volume).filter((key) => key !== 'name' && key !== 'emptyDir');
-    if (kinds.length > 0) {
-      throw new KeelsonError('VOLUME_FAILED', `keelson does not support ${kinds.join(', ')} volumes yet`);
-    }
-    const folder = await place(pod.metadata!.uid!, 'kubernetes.io~empty-dir', name);
-    await makeEmptyDir(folder, emptyDir ?? {}, pod);
-    return { ready: { name, hostPath: folder, readOnly: false } };
   };
 
   return {
@@ -138,11 +129,15 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
         if (signal?.aborted) throw abortError(signal, 'setting up volumes');
         const volumes = pod.spec?.volumes ?? [];
         for (const { name } of volumes) checkName(name);
-        const results = await Promise.allSettled(volumes.map((volume) => setUpOne(pod, volume, signal)));
+        /** What the volumes are called in messages. */
+        const shown = new Map(volumes.map(({ name }) => [name, name]));
+        const results = await Promise.allSettled(
+          volumes.map((volume) => setUpOne(pod, volume, shown, signal)),
+        );
         if (signal?.aborted) throw abortError(signal, 'setting up volumes');
         const failed = results.flatMap((result, index) =>
           result.status === 'rejected'
-            ? [{ name: volumes[index]!.name, cause: result.reason as unknown }]
+            ? [{ name: shown.get(volumes[index]!.name)!, cause: result.reason as unknown }]
             : [],
         );
         if (failed.length > 0) throw failureOf(failed);
@@ -163,7 +158,9 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
       const uid = uidOf(podUid);
       return queue.run(uid, async () => {
         dueAt.delete(uid);
-        tokens.forget(uid);
+        claims.forget(uid);
+        for (const { forget } of kinds) forget?.(uid);
+        await giving.forget(uid, signal);
         let real: string;
         try {
           real = await realpath(podsDir);
@@ -172,6 +169,7 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
           throw error;
         }
         try {
+          await tearDownKinds(real, uid, signal);
           await unmountBelow(join(real, uid));
           await removeBelow(real, uid, signal);
         } catch (error) {
@@ -193,20 +191,24 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
   };
 }
 
-/** Secrets and tokens never touch a disk; the others are folders. */
-async function makeFolder(folder: string, kind: AtomicKind): Promise<void> {
-  const isNew = (await mkdir(folder, { recursive: true })) !== undefined;
-  if (kind === 'secret' || kind === 'projected') {
-    if (!(await isMountPoint(folder))) mountTmpfs(folder, ['mode=0777']);
-  } else if (isNew) {
-    await chmod(folder, 0o777);
-  }
+function unknownKind(source: VolumeSource): KeelsonError {
+  const { accessModes: _, capacity: __, ...rest } = source as Record<string, unknown>;
+  const known = ['claimRef', 'volumeMode', 'nodeAffinity', 'mountOptions', 'storageClassName'];
+  const names = Object.keys(rest).filter(
+    (key) => !known.includes(key) && !key.startsWith('persistentVolume'),
+  );
+  return new KeelsonError('VOLUME_FAILED', `keelson does not support ${names.join(', ')} volumes`, {
+    hint: 'use a CSI driver',
+  });
 }
 
 /** kubelet's words, so that people and their alerts find what they know. */
 function failureOf(failed: readonly { name: string; cause: unknown }[]): KeelsonError {
   const text = failed
-    .map(({ name, cause }) => `MountVolume.SetUp failed for volume "${name}" : ${describe(cause)}`)
+    .map(({ name, cause }) => {
+      const operation = (isError(cause) && cause.details['operation']) || 'MountVolume.SetUp';
+      return `${operation} failed for volume "${name}" : ${describe(cause)}`;
+    })
     .join('; ');
   return new KeelsonError('VOLUME_FAILED', text, {
     details: { volumes: failed.map(({ name }) => name) },

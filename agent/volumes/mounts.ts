@@ -3,7 +3,7 @@ import { readFile, stat } from 'node:fs/promises';
 import { release } from 'node:os';
 import { dirname } from 'node:path';
 import { errnoOf, isError, KeelsonError } from '../../runtime/host/errors.ts';
-import { mount, umountFlags, unmount } from '../../runtime/host/syscalls.ts';
+import { mount, umountFlags, unmountAside } from '../../runtime/host/syscalls.ts';
 
 /** Mount points in the order in which they were made (proc(5), /proc/[pid]/mountinfo, field 5). Pure. */
 export function mountPoints(mountinfo: string): string[] {
@@ -22,9 +22,23 @@ export function mountPoints(mountinfo: string): string[] {
 export async function mountsBelow(folder: string): Promise<string[]> {
   // Bytes above 0x7f are not escaped in mountinfo; latin1 keeps each as it is until the path is compared.
   const text = (await readFile('/proc/self/mountinfo')).toString('latin1');
-  return mountPoints(text)
+  // A node has thousands of mounts, and few of them are of one pod. The last part of a path has the fewest escapes.
+  const [name = ''] = /[\w.-]*$/.exec(folder)!;
+  return mountPoints(rowsWith(text, name))
     .map((path) => Buffer.from(path, 'latin1').toString('utf8'))
     .filter((path) => path === folder || path.startsWith(`${folder}/`));
+}
+
+/** The lines of `text` that hold `part`. Pure. */
+function rowsWith(text: string, part: string): string {
+  if (part === '') return text;
+  const rows: string[] = [];
+  for (let at = text.indexOf(part); at !== -1; ) {
+    const end = text.indexOf('\n', at);
+    rows.push(text.slice(text.lastIndexOf('\n', at) + 1, end === -1 ? undefined : end));
+    at = end === -1 ? -1 : text.indexOf(part, end);
+  }
+  return rows.join('\n');
 }
 
 /** `folder` is on another device than the folder that it is in. */
@@ -56,15 +70,17 @@ export function mountTmpfs(folder: string, options: readonly string[]): void {
 export async function unmountBelow(folder: string): Promise<void> {
   for (let round = 0; round < 10; round++) {
     const points = await mountsBelow(folder);
-    if (points.length === 0) return;
+    let asSeen = true;
     for (const point of points.reverse()) {
       try {
-        unmount(point);
+        asSeen = (await unmountAside(point)) && asSeen;
       } catch (error) {
         if (!isError(error, 'SYSCALL_FAILED') || error.details['errno'] !== 'EBUSY') throw error;
-        unmount(point, umountFlags.NOFOLLOW | umountFlags.DETACH);
+        await unmountAside(point, umountFlags.NOFOLLOW | umountFlags.DETACH);
       }
     }
+    // What is mounted from now on, the removal of the folder finds and refuses.
+    if (asSeen) return;
   }
   throw new KeelsonError('VOLUME_FAILED', `mounts below ${folder} do not go away`);
 }

@@ -4,8 +4,12 @@ import type { Pod } from '../apiserver/types.ts';
 /** A volume that is ready to be mounted into containers. */
 export interface ReadyVolume {
   readonly name: string;
-  /** Absolute path on the host. */
+  /** Absolute path on the host; empty for an image. */
   readonly hostPath: string;
+  /** `hostPath` is a device, for `volumeDevices`. */
+  readonly device?: true;
+  /** The reference of an image whose files it is. */
+  readonly image?: string;
   /** The volume itself is read-only, whatever the container's mount says. */
   readonly readOnly: boolean;
 }

@@ -29,6 +29,7 @@ export interface RuntimeServiceOptions {
   readonly clock: Clock;
   /** What the verbose status tells besides: the configuration, the networks. */
   info(): Promise<Readonly<Record<string, unknown>>>;
+  podCidrs?(cidrs: string): Promise<void>;
 }
 
 const unimplemented = (message: string) => () => Promise.reject(new KeelsonError('UNIMPLEMENTED', message));
@@ -38,6 +39,7 @@ export function makeRuntimeHandlers({
   streaming,
   clock,
   info,
+  podCidrs,
 }: RuntimeServiceOptions): RuntimeHandlers {
   const ids = makeIds(runtime);
   const sandboxFilter = async (filter: Wire<'PodSandboxFilter'> | undefined) => ({
@@ -81,9 +83,10 @@ export function makeRuntimeHandlers({
       return { version: '0.1.0', ...(await runtime.version()), runtimeApiVersion: 'v1' };
     },
     async Status({ verbose }) {
-      const [conditions, handlers, facts] = await Promise.all([
+      const [conditions, handlers, features, facts] = await Promise.all([
         runtime.status(),
         runtime.handlers(),
+        runtime.features(),
         verbose ? info() : {},
       ]);
       return {
@@ -93,13 +96,16 @@ export function makeRuntimeHandlers({
           name,
           features: { recursiveReadOnlyMounts, userNamespaces },
         })),
-        features: { supplementalGroupsPolicy: true, mountOptions: true },
+        features,
       };
     },
     async RuntimeConfig() {
       return { linux: { cgroupDriver: runtime.cgroupDriver === 'systemd' ? 'SYSTEMD' : 'CGROUPFS' } };
     },
-    UpdateRuntimeConfig: async () => ({}),
+    async UpdateRuntimeConfig({ runtimeConfig }) {
+      await podCidrs?.(runtimeConfig?.networkConfig?.podCidr ?? '');
+      return {};
+    },
 
     async RunPodSandbox({ config, runtimeHandler }, { signal }) {
       return { podSandboxId: await runtime.runPodSandbox(sandboxConfigOf(config), runtimeHandler, signal) };
@@ -221,14 +227,10 @@ export function makeRuntimeHandlers({
       ),
     GetContainerEvents: (_request, call) => sendEvents(runtime, call),
 
-    async CheckpointContainer() {
-      throw new KeelsonError(
-        'UNIMPLEMENTED',
-        (await runtime.canCheckpoint())
-          ? 'containers cannot be checkpointed: criu is here, but keelson does not drive it yet'
-          : 'containers cannot be checkpointed: criu is not on this node',
-        { hint: 'stop the container and start a new one instead' },
-      );
+    async CheckpointContainer({ containerId, location, timeout }, { signal }) {
+      const limit = millisecondsOf(timeout, 'timeout');
+      await runtime.checkpointContainer(await ids.container(containerId), location, limit, signal);
+      return {};
     },
     CheckpointPod: unimplemented('pods cannot be checkpointed'),
     RestorePod: unimplemented('pods cannot be restored from a checkpoint'),

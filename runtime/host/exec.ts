@@ -27,8 +27,8 @@ export interface ExecOptions {
   readonly abortGraceMs?: number;
   /** Run in a process group of its own, so that its children end with it. Default true. */
   readonly group?: boolean;
-  /** Descriptor 3 of the program is a pipe that it writes to; called with our end of it. */
-  readonly onAnswer?: (pipe: Readable) => void;
+  /** A descriptor that the program gets as its descriptor 3; it may be closed here once `exec` has been called. */
+  readonly answerTo?: number;
   /** Exit codes that are not an error. Default [0]; 'any' for all. */
   readonly okCodes?: readonly number[] | 'any';
 }
@@ -81,7 +81,7 @@ export async function exec(
     // A grandchild that keeps our pipes open must not keep us waiting: after the kill, let go of them.
     killTimer = setTimeout(() => {
       send('SIGKILL');
-      for (const pipe of [child.stdout, child.stderr, child.answer]) pipe?.destroy();
+      for (const pipe of [child.stdout, child.stderr]) pipe.destroy();
     }, killAfterMs);
   };
   let graceTimer: NodeJS.Timeout | undefined;
@@ -113,7 +113,6 @@ export async function exec(
   };
   child.stdin?.on('error', () => {}); // EPIPE: the program did not want its input.
   if (options.input !== undefined) child.stdin?.end(options.input);
-  if (child.answer !== undefined) options.onAnswer?.(child.answer);
   const [{ code, signal: endedBy }, stdout, stderrBytes] = await Promise.all([
     child.ended,
     collect(child.stdout),
@@ -154,7 +153,7 @@ function start(program: string, args: readonly string[], options: ExecOptions, g
       env: options.env ?? { PATH: process.env['PATH'] ?? defaultPath },
       cwd: options.cwd,
       input: options.input !== undefined,
-      answer: options.onAnswer !== undefined,
+      answer: options.answerTo ?? false,
       group,
     });
   } catch (error) {

@@ -11,8 +11,8 @@ export interface SpawnOptions {
   readonly cwd?: string;
   /** Standard input is a pipe; else /dev/null. */
   readonly input: boolean;
-  /** Descriptor 3 is a pipe that the program writes to. */
-  readonly answer: boolean;
+  /** Descriptor 3 is a pipe that the program writes to; a number: this descriptor of the caller's instead. */
+  readonly answer: boolean | number;
   /** Descriptors 4, 5, … are pipes too, which the program writes to (`from`) or reads (`to`). Needs `answer`. */
   readonly more?: readonly ('from' | 'to')[];
   /** A session, and so a process group, of its own. */
@@ -75,9 +75,10 @@ export function spawn(program: string, args: readonly string[], options: SpawnOp
     const stdin = options.input ? pipe() : undefined;
     const stdout = pipe();
     const stderr = pipe();
-    const answer = options.answer ? pipe() : undefined;
+    const answer = options.answer === true ? pipe() : undefined;
     const descriptors: SpawnDescriptor[] = [stdin?.[0] ?? '/dev/null', stdout[1], stderr[1]];
     if (answer !== undefined) descriptors.push(answer[1]);
+    else if (typeof options.answer === 'number') descriptors.push(options.answer);
     const more = (options.more ?? []).map((way) => ({ way, ends: pipe() }));
     for (const { way, ends } of more) descriptors.push(ends[way === 'from' ? 1 : 0]);
     // Before the start: a program that ends at once must find somebody listening.

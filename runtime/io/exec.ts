@@ -14,7 +14,7 @@ import type { ProcessStreams } from '../streaming/types.ts';
 import { onAbort, pump } from './pump.ts';
 
 export interface ExecOptions {
-  readonly runtime: Pick<OciRuntime, 'path' | 'globalArgs' | 'callArgs'>;
+  readonly runtime: Pick<OciRuntime, 'path' | 'globalArgs' | 'callArgs' | 'execArgs'>;
   readonly id: string;
   readonly bundle: string;
   readonly command: readonly string[];
@@ -27,9 +27,12 @@ export async function execOnPipes(options: ExecOptions): Promise<number> {
   const { runtime, id, command, signal, streams } = options;
   const { stdin, stdout, stderr } = streams;
   checkCommand(options);
-  const log = join(options.bundle, `exec-${randomBytes(6).toString('hex')}.log`);
-  const args = [...runtime.callArgs, `--log=${log}`, '--log-format=json', 'exec', id, ...command];
+  const files = join(options.bundle, `exec-${randomBytes(6).toString('hex')}`);
+  const log = `${files}.log`;
+  const specFile = `${files}.json`;
   try {
+    const what = await runtime.execArgs({ id, bundle: options.bundle, command, specFile });
+    const args = [...runtime.callArgs, `--log=${log}`, '--log-format=json', 'exec', ...what];
     const child = start(runtime.path, args, stdin !== undefined);
     const output = Promise.all([pump(child.stdout, stdout, true), pump(child.stderr, stderr, true)]);
     // What comes after the command has closed its input is thrown away.
@@ -44,7 +47,7 @@ export async function execOnPipes(options: ExecOptions): Promise<number> {
     if (complaint === undefined) return code;
     throw new KeelsonError('EXEC_FAILED', `cannot run ${command[0]} in the container: ${complaint}`);
   } finally {
-    await rm(log, { force: true });
+    await Promise.all([rm(log, { force: true }), rm(specFile, { force: true })]);
   }
 }
 

@@ -17,6 +17,7 @@ import { identify, type ProcessIdentity, signalProcess } from '../processes.ts';
 import type { TerminalSize } from '../streaming/types.ts';
 import { attachToMonitor } from './attach.ts';
 import { checkCommand, type ExecOptions, untilLeft } from './exec.ts';
+import { processSpec } from './process_spec.ts';
 import { onAbort } from './pump.ts';
 
 export interface TerminalOptions extends ExecOptions {
@@ -39,7 +40,7 @@ export async function execOnTerminal(options: TerminalOptions): Promise<number> 
   try {
     const size = await firstSize(options);
     checkCommand(options);
-    await writeFile(join(folder, 'process.json'), await processSpec(options, size), { mode: 0o600 });
+    await writeFile(join(folder, 'process.json'), await terminalSpec(options, size), { mode: 0o600 });
     const child = start(options, folder);
     const [attachable, starter] = child.more as [Readable, Spawned['more'][number]];
     const answers = readAnswers(child.answer!);
@@ -103,22 +104,13 @@ function firstSize({ streams, clock, signal }: TerminalOptions): Promise<Termina
   });
 }
 
-/** The container's own process with another command, on a terminal (OCI runtime specification, process). */
-async function processSpec(
-  { bundle, command }: TerminalOptions,
-  size: TerminalSize | undefined,
-): Promise<string> {
-  const config = JSON.parse(await readFile(join(bundle, 'config.json'), 'utf8')) as {
-    process: { env?: readonly string[] };
-  };
-  const env = (config.process.env ?? []).filter((entry) => !entry.startsWith('TERM='));
-  return JSON.stringify({
-    ...config.process,
-    args: command,
+/** On a terminal. */
+function terminalSpec({ bundle, command }: TerminalOptions, size: TerminalSize | undefined): Promise<string> {
+  return processSpec(bundle, command, ({ env = [] }) => ({
     terminal: true,
-    env: [...env, 'TERM=xterm'],
+    env: [...env.filter((entry) => !entry.startsWith('TERM=')), 'TERM=xterm'],
     ...(size === undefined ? {} : { consoleSize: { height: size.height, width: size.width } }),
-  });
+  }));
 }
 
 function start({ runtime, conmon, id, temporaryDir }: TerminalOptions, folder: string): Spawned {

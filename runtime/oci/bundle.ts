@@ -1,4 +1,4 @@
-/** From the wanted container to a created one: everything that lies in its bundle. */
+/** From the wanted container to its bundle: everything that the OCI runtime makes a container of. */
 import { mkdir, open, realpath, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { ImageForContainer } from '../../images/service.ts';
@@ -15,7 +15,6 @@ import { confine } from '../security/confinement.ts';
 import { levelFor } from '../security/selinux.ts';
 import { outsideId } from '../security/userns.ts';
 import type { SandboxRecord } from '../state.ts';
-import { type Monitored, startMonitor } from './conmon.ts';
 import { hostDevices, wantedDevices } from './devices.ts';
 import { declaredVolumes, mountImageVolumes, openForGroup } from './image_mounts.ts';
 import { planMounts, readMounts, type SandboxFiles } from './mounts.ts';
@@ -32,18 +31,19 @@ export function logPathOf(
 }
 
 /**
- * Makes the bundle (mounted root file system, config.json, log) and lets conmon create the container in it. The row is
- * there before; undoing after a failure is the caller's. Throws what `containerSpec` and `startMonitor` throw.
+ * Makes the bundle: mounted root file system, config.json, log. The row is there before; undoing after a failure is the
+ * caller's. Throws what `containerSpec` throws, DEPENDENCY_MISSING where nothing could make a container of it.
  */
-export async function createInBundle(
+export async function makeBundle(
   context: Context,
   sandbox: SandboxRecord,
   id: string,
   config: ContainerConfig,
   image: ImageForContainer,
   signal: AbortSignal,
-): Promise<Monitored & { readonly user: ResolvedUser }> {
+): Promise<ResolvedUser> {
   const { folders, programs, host } = context;
+  programs.conmon();
   const places = folders.container(id);
   const { security } = config.linux;
   const privileged = security.privileged ?? false;
@@ -141,25 +141,8 @@ export async function createInBundle(
   });
   const spec = cdi.length === 0 ? plain : await injectDevices(plain, cdi);
   await writeFile(join(places.bundle, 'config.json'), JSON.stringify(spec), { mode: 0o600 });
-  const monitored = await startMonitor(
-    programs.conmon(),
-    {
-      id,
-      name: config.metadata.name,
-      bundle: places.bundle,
-      exitDir: folders.exits,
-      temporaryDir: folders.runDir,
-      logPath,
-      tty: config.tty ?? false,
-      stdin: config.stdin ?? false,
-      stdinOnce: config.stdinOnce ?? false,
-      systemdCgroup: driver === 'systemd',
-      runtime,
-    },
-    signal,
-  );
   if (signal.aborted) throw abortError(signal, 'creating the container');
-  return { ...monitored, user };
+  return user;
 }
 
 /** Throws CONTAINER_CONFIG_INVALID for a PID namespace that is not there. */
@@ -199,7 +182,7 @@ export function noUserNamespaces(handler: string): KeelsonError {
   return new KeelsonError(
     'CONTAINER_CONFIG_INVALID',
     `user namespaces are not supported by the runtime handler ${handler || 'runc'}`,
-    { hint: 'they take runc 1.2 or crun 1.9, and Linux 5.19' },
+    { hint: 'they take runc 1.2 or crun 1.8, and Linux 5.19' },
   );
 }
 

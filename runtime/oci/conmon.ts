@@ -5,13 +5,14 @@
  * Files in the bundle that conmon makes: `ctl` and `winsz` (fifos), `attach` (socket), `oom` (when memory ran out),
  * `pid` (by the OCI runtime), `conmon.pid`; outside: `<exits>/<id>` with the exit code.
  */
-import { statSync, watch } from 'node:fs';
+import { closeSync, statSync, watch } from 'node:fs';
 import { chmod } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { abortError, describe, errnoOf, isError, KeelsonError } from '../host/errors.ts';
 import { exec } from '../host/exec.ts';
 import { tellMonitor } from '../io/monitor_control.ts';
+import { makeLine } from '../monitor/line.ts';
 import { identify, type ProcessIdentity, readPidFile } from '../processes.ts';
 import type { OciRuntime } from './runc.ts';
 
@@ -22,7 +23,7 @@ export interface MonitorOptions {
   readonly exitDir: string;
   /** With a short path. */
   readonly temporaryDir: string;
-  /** Absent: nothing is logged. */
+  /** Undefined: nothing is logged. */
   readonly logPath?: string;
   readonly tty: boolean;
   readonly stdin: boolean;
@@ -80,8 +81,8 @@ export function monitorArguments(options: MonitorOptions): string[] {
 
 /**
  * Starts conmon, which creates the container in the bundle and then lives as long as it.
- * Throws CONTAINER_START_FAILED where the container's own command cannot be run, CONTAINER_CREATE_FAILED for the rest,
- * DEPENDENCY_MISSING, ABORTED. When it throws, conmon may go on: the caller ends it and deletes what there is.
+ * Throws CONTAINER_START_FAILED, DEPENDENCY_MISSING, DEADLINE_EXCEEDED, ABORTED. When it throws, conmon may go on: the
+ * caller ends it and deletes what there is.
  */
 export async function startMonitor(
   conmon: string,
@@ -89,6 +90,7 @@ export async function startMonitor(
   signal?: AbortSignal,
 ): Promise<Monitored> {
   const { bundle } = options;
+  const line = makeLine(bundle);
   let answer: Promise<string> = Promise.resolve('');
   let started: Promise<unknown> = Promise.resolve();
   try {
@@ -104,18 +106,18 @@ export async function startMonitor(
       },
       deadlineMs: createDeadlineMs,
       signal,
-      onAnswer: (pipe) => {
-        answer = firstLine(pipe, signal);
-      },
+      answerTo: line.end,
     });
-    const [, line] = await Promise.all([started, answer]);
-    const pid = readAnswer(line, options.name);
+    closeSync(line.end);
+    answer = firstLine(line.said, signal);
+    const [, said] = await Promise.all([started, answer]);
+    const pid = readAnswer(said, options.name);
     const init = identify(pid);
     const daemon = readPidFile(monitorPidFile(bundle));
     const monitor = daemon === undefined ? undefined : identify(daemon);
     if (init === undefined || monitor === undefined) {
       throw new KeelsonError(
-        'CONTAINER_CREATE_FAILED',
+        'CONTAINER_START_FAILED',
         `container ${options.name}: it or its monitor was killed while it was created`,
       );
     }
@@ -126,7 +128,7 @@ export async function startMonitor(
     await started.catch(() => {});
     if (isError(error, 'EXEC_NOT_FOUND')) throw missingProgram('conmon', error);
     if (isError(error, 'EXEC_FAILED')) {
-      throw new KeelsonError('CONTAINER_CREATE_FAILED', `container ${options.name}: ${describe(error)}`, {
+      throw new KeelsonError('CONTAINER_START_FAILED', `container ${options.name}: ${describe(error)}`, {
         cause: error,
       });
     }
@@ -180,22 +182,20 @@ export function readAnswer(line: string, name: string): number {
   if (typeof data === 'number' && Number.isSafeInteger(data) && data > 1) return data;
   const said = typeof message === 'string' ? message.trim() : '';
   if (said === '') {
-    throw new KeelsonError('CONTAINER_CREATE_FAILED', `container ${name}: conmon ended without an answer`, {
+    throw new KeelsonError('CONTAINER_START_FAILED', `container ${name}: conmon ended without an answer`, {
       hint: 'look for messages of conmon and of the kernel (dmesg) on the node',
     });
   }
   throw createError(said, name);
 }
 
-/** Whose fault a failed `create` is: that of the container's command, or that of everything else. Pure. */
+/** The error for what the OCI runtime said of a `create` that failed; the container's command is most often why. Pure. */
 export function createError(said: string, name: string): KeelsonError {
-  const own = /unable to start container process: (?:error during container init: )?(exec: |chdir to cwd)/;
-  if (own.test(said)) {
-    return new KeelsonError('CONTAINER_START_FAILED', `container ${name}: ${said}`, {
-      hint: 'check command, args and workingDir against what the image holds',
-    });
-  }
-  return new KeelsonError('CONTAINER_CREATE_FAILED', `container ${name}: ${said}`);
+  const own =
+    /unable to start container process: (?:error during container init: )?(exec: |chdir to cwd)|executable file/;
+  const hint = own.test(said) ? 'check command, args and workingDir against what the image holds' : undefined;
+  const message = `container ${name}: OCI runtime create failed: ${said}`;
+  return new KeelsonError('CONTAINER_START_FAILED', message, hint === undefined ? {} : { hint });
 }
 
 const packages: Readonly<Record<string, string>> = {

@@ -11,7 +11,7 @@ export interface OciFeatures {
   readonly apparmor: boolean | undefined;
 }
 
-/** Of a runtime that has no `features` command. */
+/** Of a runtime that does not say. */
 export const noFeatures: OciFeatures = {
   recursiveReadonly: false,
   idmap: false,
@@ -48,6 +48,21 @@ export function parseFeatures(text: string, kernel = release()): OciFeatures {
       isSince(kernel, 5, 19),
     seccomp: enabled('seccomp'),
     apparmor: enabled('apparmor'),
+  };
+}
+
+/**
+ * Of a runtime without a `features` command, from what `--version` prints. That is crun before 1.8.6: what 1.8 can do is
+ * tested with 1.8.1. Pure.
+ */
+export function featuresOfVersion(text: string, kernel = release()): OciFeatures {
+  const version = /^crun version (\d+\.\d+)/.exec(text)?.[1];
+  if (version === undefined || !isSince(version, 1, 8)) return noFeatures;
+  return {
+    recursiveReadonly: isSince(kernel, 5, 12),
+    idmap: isSince(kernel, 5, 19),
+    seccomp: text.includes('+SECCOMP'),
+    apparmor: text.includes('+APPARMOR'),
   };
 }
 

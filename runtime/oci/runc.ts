@@ -1,12 +1,13 @@
 /** The OCI runtime's command line: runc, or what a handler names instead (crun and others speak the same). */
 import { randomBytes } from 'node:crypto';
-import { readFile, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readFile, rm, writeFile } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import type { ExecSyncResult } from '../api.ts';
 import { describe, isError, KeelsonError } from '../host/errors.ts';
 import { type ExecResult, exec } from '../host/exec.ts';
+import { processSpec } from '../io/process_spec.ts';
 import { identify, readPidFile, signalProcess } from '../processes.ts';
-import { noFeatures, type OciFeatures, parseFeatures } from './features.ts';
+import { featuresOfVersion, noFeatures, type OciFeatures, parseFeatures } from './features.ts';
 
 export interface OciRuntime {
   /** Absolute path of the program. */
@@ -17,10 +18,36 @@ export interface OciRuntime {
   features(): Promise<OciFeatures>;
   /** The options before the verb of every call that keelson itself makes. */
   readonly callArgs: readonly string[];
+  /**
+   * What follows `exec` and its options, so that `command` runs as the container's own process does. `specFile` may be
+   * written for it; removing that is the caller's.
+   */
+  execArgs(options: {
+    readonly id: string;
+    readonly bundle: string;
+    readonly command: readonly string[];
+    readonly specFile: string;
+  }): Promise<readonly string[]>;
   /** Lets the created container's process go. Throws CONTAINER_START_FAILED. */
   start(id: string, signal?: AbortSignal): Promise<void>;
   /** Makes and starts without a monitor; the process gets no standard streams. Throws SANDBOX_CREATE_FAILED. */
   runDetached(id: string, bundle: string, pidFile: string, signal?: AbortSignal): Promise<void>;
+  /** Stops all processes of the container where they are, and lets them go on. Throws FAILED_PRECONDITION. */
+  pause(id: string): Promise<void>;
+  resume(id: string): Promise<void>;
+  /**
+   * Writes the state of its processes, which go on, into the folder `images`, and CRIU's report into `work`.
+   * Throws FAILED_PRECONDITION with CRIU's words, DEADLINE_EXCEEDED, ABORTED.
+   */
+  checkpoint(
+    id: string,
+    options: {
+      readonly images: string;
+      readonly work: string;
+      readonly deadlineMs: number;
+      readonly signal?: AbortSignal;
+    },
+  ): Promise<void>;
   /** `created`, `running`, `stopped`…; undefined where the runtime does not know `id`. */
   state(id: string): Promise<string | undefined>;
   /** Sets the limits in `resourcesFile` (runtime-spec's `linux.resources`). Throws FAILED_PRECONDITION. */
@@ -55,13 +82,23 @@ export function makeOciRuntime(options: {
   const withDriver = systemdCgroup ? [...globalArgs, '--systemd-cgroup'] : globalArgs;
   const call = (args: readonly string[], signal?: AbortSignal): Promise<ExecResult> =>
     exec(path, [...withDriver, ...args], { deadlineMs: callDeadlineMs, signal });
+  const refusable = async (verb: 'pause' | 'resume', id: string) => {
+    try {
+      await call([verb, id]);
+    } catch (error) {
+      if (isError(error, 'DEADLINE_EXCEEDED')) throw error;
+      throw new KeelsonError('FAILED_PRECONDITION', `cannot ${verb} the container: ${runtimeWords(error)}`, {
+        cause: error,
+      });
+    }
+  };
   let asked: Promise<OciFeatures> | undefined;
   return {
     path,
     globalArgs,
     features() {
-      asked ??= exec(path, ['features'], { deadlineMs: callDeadlineMs, okCodes: 'any' }).then(
-        ({ stdout }) => parseFeatures(stdout.toString('utf8')),
+      asked ??= askFeatures(path).then(
+        (said) => said,
         () => {
           // It could not be run at all: that may change.
           asked = undefined;
@@ -81,6 +118,13 @@ export function makeOciRuntime(options: {
       }
     },
     callArgs: withDriver,
+    async execArgs({ id, bundle, command, specFile }) {
+      if (basename(path) === 'runc') return [id, ...command];
+      // crun, for one, would run it as root.
+      const spec = await processSpec(bundle, command, () => ({ terminal: false }));
+      await writeFile(specFile, spec, { mode: 0o600 });
+      return [`--process=${specFile}`, id];
+    },
     async start(id, signal) {
       try {
         await call(['start', id], signal);
@@ -114,6 +158,28 @@ export function makeOciRuntime(options: {
         throw new KeelsonError('SANDBOX_CREATE_FAILED', `cannot start ${id}: ${said}`, { cause: error });
       }
     },
+    pause: (id) => refusable('pause', id),
+    resume: (id) => refusable('resume', id),
+    async checkpoint(id, { images, work, deadlineMs, signal }) {
+      const where = [`--image-path=${images}`, `--work-path=${work}`];
+      try {
+        await exec(path, [...withDriver, 'checkpoint', ...where, '--leave-running', id], {
+          // criu lies in sbin, which services need not have on their PATH.
+          env: { PATH: `${process.env['PATH'] ?? ''}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin` },
+          deadlineMs,
+          signal,
+          // CRIU stands inside of the processes: it is to get out of them first.
+          ...{ abortGraceMs: 10_000, killAfterMs: 10_000 },
+        });
+      } catch (error) {
+        if (isError(error, 'ABORTED', 'DEADLINE_EXCEEDED')) throw error;
+        const said = (await criuError(work)) ?? runtimeWords(error);
+        throw new KeelsonError('FAILED_PRECONDITION', `the container cannot be checkpointed: ${said}`, {
+          hint: '`criu check` on the node tells what CRIU lacks',
+          cause: error,
+        });
+      }
+    },
     async state(id) {
       const result = await exec(path, [...withDriver, 'state', id], {
         deadlineMs: callDeadlineMs,
@@ -129,6 +195,7 @@ export function makeOciRuntime(options: {
       const files = join(bundle, `exec-${randomBytes(6).toString('hex')}`);
       const pidFile = `${files}.pid`;
       const log = `${files}.log`;
+      const specFile = `${files}.json`;
       const cancel = new AbortController();
       const killInside = () => {
         const pid = readPidFile(pidFile);
@@ -139,7 +206,8 @@ export function makeOciRuntime(options: {
       const timer = timeoutMs > 0 ? setTimeout(killInside, Math.min(timeoutMs, longestExecMs)) : undefined;
       signal?.addEventListener('abort', killInside, { once: true });
       try {
-        const args = [`--log=${log}`, '--log-format=json', 'exec', `--pid-file=${pidFile}`, id, ...command];
+        const what = await this.execArgs({ id, bundle, command, specFile });
+        const args = [`--log=${log}`, '--log-format=json', 'exec', `--pid-file=${pidFile}`, ...what];
         const result = await exec(path, [...withDriver, ...args], {
           deadlineMs: longestExecMs,
           // TERM, which the runtime hands on: killed at once it could not say any more whom it has just started.
@@ -169,10 +237,20 @@ export function makeOciRuntime(options: {
         signal?.removeEventListener('abort', killInside);
         // It may have been started, and the file written, only after the first look.
         if (cancel.signal.aborted) killInside();
-        await Promise.all([rm(pidFile, { force: true }), rm(log, { force: true })]);
+        await Promise.all([pidFile, log, specFile].map((file) => rm(file, { force: true })));
       }
     },
   };
+}
+
+/** Rejects where the program cannot be run. */
+async function askFeatures(path: string): Promise<OciFeatures> {
+  const ask = async (args: readonly string[]) => {
+    const { code, stdout } = await exec(path, args, { deadlineMs: callDeadlineMs, okCodes: 'any' });
+    return code === 0 ? stdout.toString('utf8') : undefined;
+  };
+  const said = await ask(['features']);
+  return said === undefined ? featuresOfVersion((await ask(['--version'])) ?? '') : parseFeatures(said);
 }
 
 async function readText(path: string): Promise<string> {
@@ -199,4 +277,12 @@ function runtimeWords(error: unknown): string {
   const said = isError(error, 'EXEC_FAILED') ? String(error.details['stderr'] ?? '') : '';
   const message = /level=(?:error|fatal) msg="((?:[^"\\]|\\.)*)"/.exec(said)?.[1]?.replaceAll('\\"', '"');
   return message ?? (said.trim() || describe(error));
+}
+
+/** The errors in CRIU's log, in their order: some are not why it failed, and which is not told. Undefined without any. */
+async function criuError(workFolder: string): Promise<string | undefined> {
+  const text = await readText(join(workFolder, 'dump.log'));
+  const errors = [...text.matchAll(/Error \([^)]*\): (.+)$/gm)].map(([, said]) => said);
+  const some = errors.filter((said) => said !== 'Dumping FAILED.').slice(0, 5);
+  return some.length === 0 ? undefined : some.join('; ');
 }

@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { RuntimeDetails } from '../api.ts';
-import { type Context, findProgram } from '../context.ts';
+import type { Context } from '../context.ts';
 import { KeelsonError } from '../host/errors.ts';
 import { pinnedNetwork } from '../sandbox_namespaces.ts';
 
@@ -17,7 +17,6 @@ export function makeDetails(context: Context): RuntimeDetails {
   };
   return {
     cgroupDriver,
-    canCheckpoint: async () => findProgram('criu') !== undefined,
     async containerInfo(id) {
       const record = state.containers.get(id);
       if (record === undefined || record.state === 'creating') {

@@ -6,6 +6,7 @@ import type { Context } from '../context.ts';
 import type { Cgroups } from '../host/cgroups.ts';
 import { KeelsonError } from '../host/errors.ts';
 import { keyedQueue } from '../host/keyed.ts';
+import type { Launches } from '../monitor/launch.ts';
 import type { ContainerRecord } from '../state.ts';
 import {
   checkResources,
@@ -27,12 +28,14 @@ export function resourcesOf(record: ContainerRecord): LinuxContainerResources {
   return record.resources ?? record.config.linux.resources;
 }
 
-export function makeUpdateResources(context: Context): UpdateResources {
+export function makeUpdateResources(context: Context, launches: Pick<Launches, 'launch'>): UpdateResources {
   const { state, programs, folders, cgroups, host } = context;
   const oneAtATime = keyedQueue();
   return async (id, change, signal) => {
     checkResources(change, 'INVALID_ARGUMENT', host.cgroupVersion);
     await oneAtATime.run(id, async () => {
+      // What is being made has its limits only then; of what could not be made they are only remembered.
+      const failed = await launches.launch(id);
       const record = state.containers.get(id);
       if (record === undefined || record.state === 'creating') {
         throw new KeelsonError('NOT_FOUND', `there is no container ${JSON.stringify(id)}`);
@@ -46,7 +49,7 @@ export function makeUpdateResources(context: Context): UpdateResources {
         );
       }
       // An ended one only remembers, as in containerd.
-      if (record.state !== 'exited') {
+      if (record.state !== 'exited' && failed === undefined) {
         const handler = state.sandboxes.get(record.sandboxId)?.handler ?? '';
         const { bundle } = folders.container(id);
         const file = join(bundle, 'update.json');

@@ -3,7 +3,6 @@ import assert from 'node:assert/strict';
 import { constants } from 'node:os';
 import { test } from 'node:test';
 import type { ContainerStatus } from '../../runtime/api.ts';
-import { signalNumber } from '../../runtime/container_end.ts';
 import {
   authOf,
   containerConfigOf,
@@ -38,6 +37,7 @@ import { decode } from '../../runtime/cri/wire/decode.ts';
 import { encode } from '../../runtime/cri/wire/encode.ts';
 import { enums } from '../../runtime/cri/wire/enums.ts';
 import type { MessageName, WireInput } from '../../runtime/cri/wire/types.ts';
+import { signalNumber } from '../../runtime/processes.ts';
 
 /** As it arrives. */
 function wire<Name extends MessageName>(name: Name, message: WireInput<Name>) {

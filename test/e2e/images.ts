@@ -12,6 +12,7 @@ import type { E2ePrograms } from '../peers/e2e.ts';
 import { busyboxImage as anyBusyboxImage, type BuiltImage, pauseImage, pushImage } from '../peers/image.ts';
 import { nginxConfig, nginxFiles } from '../peers/nginx.ts';
 import type { TarEntry } from '../peers/tar.ts';
+import { servedImage } from './served_image.ts';
 
 const suite = 'registry.k8s.io/e2e-test-images';
 /** What pods of containerd are held by. */
@@ -55,6 +56,16 @@ async function images(programs: E2ePrograms, signal: AbortSignal): Promise<Map<s
     [`${suite}/busybox:1.37.0-2`, marked('busybox')],
     [`${suite}/glibc-dns-testing:2.1.1`, marked('glibc-dns-testing')],
     [`${suite}/ipc-utils:1.4`, marked('ipc-utils')],
+    // Of an image volume only two files are read.
+    [
+      `${suite}/kitten:1.8`,
+      busyboxImage({
+        files: [
+          { path: 'data.json', content: '{"image":"kitten.jpg"}\n' },
+          { path: 'etc/os-release', content: 'NAME="Alpine Linux"\n' },
+        ],
+      }),
+    ],
     [`${suite}/nginx:1.27.0-2`, webServer('1.27')],
     [`${suite}/nginx:1.28.0-2`, webServer('1.28')],
     [
@@ -90,6 +101,7 @@ async function agnhostFiles({ agnhost }: E2ePrograms, signal: AbortSignal): Prom
     { path: 'localhost.crt', content: certificate },
     { path: 'localhost.key', content: key },
     { path: 'uploads', type: 'directory' },
+    ...servedImage('pause', 'testing', pauseImage('private')),
     { path: 'agnhost', fromHost: agnhost, mode: 0o755 },
     { path: 'agnhost-2', type: 'symlink', target: 'agnhost' },
     {

@@ -50,6 +50,12 @@ export async function hasDummyLinks(): Promise<boolean> {
   return (await exec('sh', ['-c', script], { deadlineMs: 10_000, okCodes: 'any' })).code === 0;
 }
 
+/** Asked of the kernel: it takes CAP_SYS_RESOURCE. */
+export async function lowersOomScores(): Promise<boolean> {
+  const script = 'echo -997 > /proc/self/oom_score_adj';
+  return (await exec('sh', ['-c', script], { deadlineMs: 10_000, okCodes: 'any' })).code === 0;
+}
+
 export const peers = ['keelson', 'kubelet'] as const;
 export type Peer = (typeof peers)[number];
 
@@ -61,11 +67,19 @@ export interface Place {
   close(): Promise<void>;
 }
 
-/** Starts the control plane and the node, `registry` answering for all registries, and waits until the node is Ready. */
+/** A registry that specs start in a pod on the node's network: the only one that is asked itself. */
+const podRegistry = 'localhost:5000';
+
+/** Starts the control plane and the node, `registry` answering for all other registries, and waits until the node is Ready. */
 export async function setPlace(peer: Peer, folder: string, registry: string): Promise<Place> {
   const registries = join(folder, 'certs.d');
-  await mkdir(join(registries, '_default'), { recursive: true });
-  await writeFile(join(registries, '_default/hosts.toml'), hostsToml(registry));
+  for (const [name, host] of [
+    ['_default', registry],
+    [podRegistry, podRegistry],
+  ] as const) {
+    await mkdir(join(registries, name), { recursive: true });
+    await writeFile(join(registries, name, 'hosts.toml'), hostsToml(host));
+  }
   const cluster = await startCluster();
   let served: { readonly daemon: Daemon; readonly runtimeEndpoint: string } | undefined;
   const close = async () => {

@@ -30,7 +30,7 @@ import { clusterPrograms } from '../peers/binaries.ts';
 import { type E2ePrograms, e2ePrograms } from '../peers/e2e.ts';
 import { startRegistry } from '../peers/registry.ts';
 import { downloadForImages, pushImages } from './images.ts';
-import { furnish, hasDummyLinks, type Peer, type Place, peers, setPlace } from './place.ts';
+import { furnish, hasDummyLinks, lowersOomScores, type Peer, type Place, peers, setPlace } from './place.ts';
 import { makeProgress } from './progress.ts';
 import { allowedSkips, conformanceLabels, labels, unrunnableHere } from './specs.ts';
 
@@ -107,6 +107,7 @@ async function validate(programs: E2ePrograms, place: Place, folder: string): Pr
   const facts = {
     ...(await machineFacts(new AbortController().signal)),
     dummyLinks: await hasDummyLinks(),
+    lowersOomScores: await lowersOomScores(),
   };
   const left = unrunnableHere(facts);
   const skip = left.map(({ name }) => name).join('|');

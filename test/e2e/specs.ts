@@ -43,7 +43,12 @@ export const unrunnable: readonly { readonly name: string; readonly because: str
 export interface PlaceFacts extends MachineFacts {
   /** The kernel makes network interfaces of the kind `dummy`. */
   readonly dummyLinks: boolean;
+  /** A process here may have a lower oom_score_adj than the one that started it. */
+  readonly lowersOomScores: boolean;
 }
+
+/** Guaranteed pods with a container that a resize restarts: only then its oom_score_adj is looked at. */
+const guaranteedRestarts = String.raw`guaranteed qos - 1 container with resize policy .*((cpu & mem|mem) restart( \+ resize initContainers)? resizing (cpu & |only pod-level )?mem|cpu( & mem)? restart( \+ resize initContainers)? resizing (only pod-level )?cpu)`;
 
 /** As `unrunnable`, of this machine. */
 export function unrunnableHere(facts: PlaceFacts): typeof unrunnable {
@@ -56,6 +61,10 @@ export function unrunnableHere(facts: PlaceFacts): typeof unrunnable {
   if (!facts.dummyLinks) {
     const because = 'the kernel of this machine has no network interfaces of the kind dummy';
     more.push({ name: 'PrivilegedPod should enable privileged commands', because });
+  }
+  if (!facts.lowersOomScores) {
+    const because = 'this machine lets nobody lower an oom_score_adj (no CAP_SYS_RESOURCE)';
+    more.push({ name: guaranteedRestarts, because });
   }
   return [...unrunnable, ...more];
 }
@@ -80,6 +89,12 @@ export function allowedSkips(facts: MachineFacts): readonly AllowedSkip[] {
         /^Only supported for providers|^Requires at least \d+ (ready )?(schedulable )?nodes?|^Requires (at least )?\d+ nodes/,
       count: Infinity,
       because: 'wants a cloud, or more than one node',
+    },
+    {
+      name: 'Pod Level Resources',
+      reason: /^not supported on cgroupv1/,
+      count: Infinity,
+      because: 'the machine has version 1 of control groups, with which the suite does not try them',
     },
     {
       name: 'RuntimeClass',

@@ -1,7 +1,7 @@
 /** Pulls through mirrors: which folder counts, the order, sites that only have mirrors, and those that are away. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { rmSync } from 'node:fs';
+import { globSync, rmSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
@@ -10,6 +10,7 @@ import { describe, isError } from '../../runtime/host/errors.ts';
 import { startFakeRegistry } from '../peers/fake-registry.ts';
 import { buildImage, ociManifest, pushImage } from '../peers/image.ts';
 import { mirrorTable as host, openImages, openSite, temporaryFolder } from '../peers/image-store.ts';
+import { waitFor } from '../peers/process.ts';
 import { hasRegistry, startRegistry } from '../peers/registry.ts';
 
 const skip = process.getuid?.() === 0 ? false : 'needs root';
@@ -276,8 +277,15 @@ test('a pull-through cache of docker-registry serves and fills itself', {
   await pushImage(upstream.host, 'library/app:1', image);
   const { configure, images } = await openSite(t, { registryMirrorsOnly: true });
   configure('docker.io', `server = "https://registry-1.docker.io"\n[host."http://${mirror.host}"]\n`);
+  const isKept = (digest: string) =>
+    globSync(join(mirror.folder, 'storage/**', digest.replace(':', '/'), 'link')).length > 0;
   assert.equal(await images.pullImage({ image: 'app:1' }), image.id);
   await images.removeImage({ image: image.id });
+  // The cache gives out a blob first and keeps it a moment later.
+  const blobs = [image.manifest.digest, image.id, ...image.layers.map(({ digest }) => digest)];
+  await waitFor('every blob in the cache', async () => blobs.every(isKept) || undefined, {
+    deadlineMs: 20_000,
+  });
   await upstream.close();
   assert.equal(await images.pullImage({ image: 'app:1' }), image.id);
   assert.match(mirror.log(), /\/v2\/library\/app\/manifests\/1\?ns=docker\.io/);

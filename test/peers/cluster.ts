@@ -57,9 +57,12 @@ export interface Cluster {
 
 /**
  * Starts a control plane and waits until it serves. Throws DEPENDENCY_MISSING where its programs cannot be had; tests
- * that would rather skip ask `clusterPrograms()` first.
+ * that would rather skip ask `clusterPrograms()` first. `apiserverOptions`: besides those below.
  */
-export async function startCluster(found?: ClusterPrograms): Promise<Cluster> {
+export async function startCluster(
+  found?: ClusterPrograms,
+  apiserverOptions: readonly string[] = [],
+): Promise<Cluster> {
   const programs = found ?? (await clusterPrograms());
   if ('missing' in programs) throw new KeelsonError('DEPENDENCY_MISSING', programs.missing);
   const folder = await mkdtemp(join(tmpdir(), 'keelson-test-cluster-'));
@@ -143,6 +146,7 @@ export async function startCluster(found?: ClusterPrograms): Promise<Cluster> {
         '--service-account-issuer=https://kubernetes.default.svc',
         `--service-account-key-file=${at('sa.pub')}`,
         `--service-account-signing-key-file=${at('sa.key')}`,
+        ...apiserverOptions,
       ]);
       await waitFor('kube-apiserver', () => ready(client, `${url}/readyz`), { deadlineMs: 120_000, daemon });
       apiserver = daemon;

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import type { ContainerConfig, LinuxContainerResources, PodSandboxConfig } from '../../runtime/api.ts';
 import { isError, KeelsonError } from '../../runtime/host/errors.ts';
-import { noFeatures, parseFeatures } from '../../runtime/oci/features.ts';
+import { featuresOfVersion, noFeatures, parseFeatures } from '../../runtime/oci/features.ts';
 import { containerCapabilities } from '../../runtime/oci/security.ts';
 import {
   checkResources,
@@ -417,6 +417,19 @@ test('features of runtimes', () => {
   });
   for (const text of ['', 'unknown command features', 'null', '[]', '{"linux":5,"mountOptions":"rro"}']) {
     assert.deepEqual(parseFeatures(text, '6.1'), noFeatures, text);
+  }
+});
+
+test('features of a runtime that only tells its version', () => {
+  const crun = (version: string, more = '') => `crun version ${version}\ncommit: f8a0\n+SYSTEMD ${more}\n`;
+  const all = { recursiveReadonly: true, idmap: true, seccomp: true, apparmor: false };
+  assert.deepEqual(featuresOfVersion(crun('1.8.1', '+SECCOMP'), '6.1.0'), all);
+  assert.deepEqual(featuresOfVersion(crun('1.10', '+SECCOMP'), '5.15.0'), { ...all, idmap: false });
+  assert.deepEqual(featuresOfVersion(crun('1.8', '+APPARMOR'), '5.10'), {
+    ...{ recursiveReadonly: false, idmap: false, seccomp: false, apparmor: true },
+  });
+  for (const text of ['', crun('1.7.2', '+SECCOMP'), 'runc version 1.0.0', 'youki version 2.0.0']) {
+    assert.deepEqual(featuresOfVersion(text, '6.1'), noFeatures, text);
   }
 });
 

@@ -4,7 +4,7 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { isError } from '../../runtime/host/errors.ts';
-import { cannotRun, makeMachine } from './machine.ts';
+import { type ContainerChanges, cannotRun, makeMachine } from './machine.ts';
 
 test('a handler of another runtime runs its containers', { skip: cannotRun }, async (t) => {
   const machine = await makeMachine(t);
@@ -65,4 +65,79 @@ test('a handler of another runtime runs its containers', { skip: cannotRun }, as
   }
   assert.equal(asked.filter((line) => line === 'features').length, 1, 'asked once');
   assert.deepEqual(await machine.leftovers(), []);
+});
+
+test('crun runs the containers of its handler as runc does', { skip: cannotRun }, async (t) => {
+  const machine = await makeMachine(t);
+  const handler = await machine.crun();
+  if (handler === undefined) return t.skip('crun is not installed');
+  const features = (await machine.runtime.handlers()).find(({ name }) => name === handler);
+  assert.equal(features?.recursiveReadOnlyMounts, true);
+  const namespaces = { network: 'pod', pid: 'pod', ipc: 'pod' } as const;
+  const security = { namespaces, seccomp: { type: 'RuntimeDefault' } } as const;
+  const sandbox = await machine.runtime.runPodSandbox(
+    machine.sandboxConfig({ linux: { security: { ...security } } }),
+    handler,
+  );
+  const start = (name: string, command: readonly string[], changes: ContainerChanges = {}) =>
+    machine.startContainer(sandbox, command, {
+      ...changes,
+      metadata: { name, attempt: 0 },
+      linux: { ...changes.linux, security: { ...security, ...changes.linux?.security } },
+    });
+  await t.test('a command with its user, in the pod\u2019s PID namespace, of read-only mounts', async () => {
+    const id = await start('reads', ['sh', '-c', 'id -u; cat /proc/1/comm; touch /m/sub/x || exit 3'], {
+      mounts: [
+        {
+          ...{ containerPath: '/m', hostPath: machine.logs, readonly: true },
+          ...{ propagation: 'private', recursiveReadonly: true },
+        },
+      ],
+      linux: { security: { runAsUser: 1000, runAsGroup: 1001, supplementalGroups: [44] } },
+    });
+    assert.equal((await machine.exited(id)).exitCode, 3);
+    assert.match(await machine.logOf(id), /F 1000\n.*F catatonit\n/);
+  });
+  await t.test('commands in it have its user, groups, limits and no more', async () => {
+    const id = await start('held', ['sleep', '1000'], {
+      linux: { security: { runAsUser: 1000, runAsGroup: 1001, supplementalGroups: [44], noNewPrivs: true } },
+    });
+    const { stdout } = await machine.runtime.execSync(
+      id,
+      ['sh', '-c', 'id -u; id -G; grep -E "Seccomp:|NoNewPrivs|CapEff" /proc/self/status | tr -s "\\t" " "'],
+      0,
+    );
+    assert.match(stdout.toString(), /^1000\n1001 44\nCapEff: 0+\nNoNewPrivs: 1\nSeccomp: 2$/m);
+    const missing = machine.runtime.execSync(id, ['nosuch'], 0);
+    await assert.rejects(missing, (error) => isError(error, 'EXEC_FAILED') && /nosuch/.test(error.message));
+    await machine.runtime.updateContainerResources(id, { pidsLimit: 30 });
+    await machine.runtime.stopContainer(id, 0);
+    assert.equal((await machine.runtime.containerStatus(id)).exitCode, 137);
+  });
+  await t.test('no such command, and memory that runs out', async () => {
+    const id = await machine.runtime.createContainer(
+      sandbox,
+      machine.containerConfig(['nosuch'], {
+        metadata: { name: 'none', attempt: 0 },
+        linux: { security: { ...security } },
+      }),
+    );
+    await assert.rejects(
+      machine.runtime.startContainer(id),
+      (error) =>
+        isError(error, 'CONTAINER_START_FAILED') && /executable file `nosuch` not found/.test(error.message),
+    );
+    assert.equal((await machine.runtime.containerStatus(id)).reason, 'StartError');
+    const eats = await start('eats', ['sh', '-c', 'dd if=/dev/zero of=/dev/null bs=200M count=1'], {
+      linux: { resources: { memoryLimitBytes: 32 << 20 } },
+    });
+    assert.equal((await machine.exited(eats)).reason, 'OOMKilled');
+  });
+  await t.test('they go on over a restart and leave nothing', async () => {
+    const id = await start('stays', ['sleep', '1000'], { tty: true });
+    await machine.restart();
+    assert.equal((await machine.runtime.containerStatus(id)).state, 'running');
+    await machine.runtime.removePodSandbox(sandbox);
+    assert.deepEqual(await machine.leftovers(), []);
+  });
 });

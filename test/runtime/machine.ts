@@ -8,6 +8,7 @@ import type { TestContext } from 'node:test';
 import { type Cni, makeCni } from '../../cni/network.ts';
 import type { EmbeddedImages, ImageConfig } from '../../images/service.ts';
 import type { ContainerConfig, ContainerStatus, PodSandboxConfig } from '../../runtime/api.ts';
+import { findProgram } from '../../runtime/context.ts';
 import { detectCgroups } from '../../runtime/host/cgroups.ts';
 import { systemClock } from '../../runtime/host/clock.ts';
 import { openDatabase } from '../../runtime/host/database.ts';
@@ -54,6 +55,8 @@ export interface Machine extends MachinePaths {
   startContainer(sandbox: string, command: readonly string[], changes?: ContainerChanges): Promise<string>;
   exited(id: string): Promise<ContainerStatus>;
   logOf(id: string): Promise<string>;
+  /** Makes crun the runtime of the handler `other`; undefined where the machine has no crun. */
+  crun(): Promise<'other' | undefined>;
   /** Whatever is left of containers and sandboxes on the machine, as text; empty when all is gone. */
   leftovers(): Promise<string[]>;
 }
@@ -421,6 +424,20 @@ export async function makeMachine(t: TestContext, image: Partial<ImageConfig> = 
     },
     exited: (id) => whenExited(open.runtime, id),
     logOf: async (id) => readFile((await open.runtime.containerStatus(id)).logPath, 'utf8'),
+    async crun() {
+      const crun = findProgram('crun');
+      if (crun === undefined) return undefined;
+      await writeFile(join(paths.root, 'other-runtime'), crunScript(crun), { mode: 0o755 });
+      return 'other';
+    },
     leftovers: () => leftoversOf(paths),
   };
+}
+
+/** crun refuses machines with both kinds of cgroups: there it sees only one of them. */
+function crunScript(crun: string): string {
+  const alone = `umount /sys/fs/cgroup/unified && exec ${crun} "$@"`;
+  return existsSync('/sys/fs/cgroup/unified')
+    ? `#!/bin/sh\nexec unshare --mount --propagation slave sh -c '${alone}' crun "$@"\n`
+    : `#!/bin/sh\nexec ${crun} "$@"\n`;
 }

@@ -98,6 +98,12 @@ for (const ms of [0, 7, 19, 33, 48, 61, 77, 93, 120, 151, 190, 230]) {
       const { pid, state } = await runtime.containerStatus(container.id);
       if (state === 'running') assert.ok(argumentsOf(pid).length > 0, `${container.id} says running`);
     }
+    // What was created is there, with its process or without: it can be started.
+    for (const { id, podSandboxId } of await runtime.listContainers({ state: 'created' })) {
+      if ((await runtime.podSandboxStatus(podSandboxId)).state !== 'ready') continue;
+      await runtime.startContainer(id);
+      assert.equal((await runtime.containerStatus(id)).state, 'running');
+    }
     // What was half-made is gone: nothing lies about that no row names.
     const known = new Set([
       ...(await runtime.listContainers()).map(({ id }) => id),

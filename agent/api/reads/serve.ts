@@ -13,7 +13,7 @@ export async function serveRead(
   options: NodeApiOptions,
   request: IncomingMessage,
   response: ServerResponse,
-  route: Exclude<Route, { readonly kind: 'streaming' }>,
+  route: Exclude<Route, { readonly kind: 'streaming' | 'checkpoint' }>,
   { query }: Target,
   signal: AbortSignal,
 ): Promise<void> {

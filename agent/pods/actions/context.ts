@@ -11,6 +11,7 @@ import type { PodMemory } from '../plan/memory.ts';
 import type { DeadContainers } from '../plan/prune.ts';
 import type { ProbeRoom } from '../prober.ts';
 import type { KernelSettings } from '../resources/kernel_limits.ts';
+import type { Turns } from '../resources/turns.ts';
 import { ephemeralContainers, initContainers } from '../spec/pod.ts';
 import type { CgroupSettings } from '../spec/qos.ts';
 import type { SecuritySettings } from '../spec/security.ts';
@@ -35,6 +36,8 @@ export interface PodsConfig {
   /** Absent: limits of swap and huge pages are the runtime's. */
   readonly kernel?: KernelSettings;
   readonly security: SecuritySettings;
+  /** Sysctls that pods get unless they have others or share the namespace. */
+  readonly defaultSysctls?: Readonly<Record<string, string>>;
   /** What statuses call the runtime: default `keelson`. */
   readonly runtimeName?: string;
   /** Longest CrashLoopBackOff; default 300,000. */
@@ -47,6 +50,7 @@ export interface PodsConfig {
 export interface Made {
   readonly handlers: Handlers;
   readonly userIds: UserIds;
+  readonly turns: Turns;
 }
 
 /** What all pods share. */

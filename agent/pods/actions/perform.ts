@@ -12,7 +12,7 @@ import {
   volumeBackoff,
 } from '../plan/backoff.ts';
 import { without } from '../plan/memory.ts';
-import { everyContainer, uidOf } from '../spec/pod.ts';
+import { everyContainer, formatPod, uidOf } from '../spec/pod.ts';
 import { podCgroup, podCgroupResources } from '../spec/qos.ts';
 import { hasOwnUsers, makeSandboxConfig, parseResolvConf, podDns } from '../spec/sandbox_config.ts';
 import { erase, removeContainer, removeSandbox } from './cleanup.ts';
@@ -183,7 +183,7 @@ async function makeCgroup(context: ActionContext): Promise<MemoryUpdate> {
       undefined,
       'Warning',
       'FailedCreatePodContainer',
-      `unable to ensure pod cgroup: ${describe(error)}`,
+      `unable to ensure pod container exists: ${describe(error)}`,
     );
     return remember(context, 'cgroupFailure', 'FailedCreatePodContainer', error, sandboxBackoff);
   }
@@ -217,18 +217,24 @@ async function runSandbox(context: ActionContext, attempt: number): Promise<Memo
   context.stage('sandboxStart');
   try {
     const host = config.resolvConf === '' ? '' : await readFile(config.resolvConf, 'utf8').catch(() => '');
-    const { dns, warnings } = podDns(pod, {
+    const { dns, warnings, missing } = podDns(pod, {
       clusterDns: config.clusterDns,
       clusterDomain: config.clusterDomain,
       host: parseResolvConf(host),
     });
     for (const warning of warnings) tell(context, undefined, 'Warning', 'DNSConfigForming', warning);
+    if (missing !== undefined) {
+      tell(context, undefined, 'Warning', 'MissingClusterDNS', `pod: "${formatPod(pod)}". ${missing}`);
+      const node = { apiVersion: 'v1', kind: 'Node', metadata: { name: context.nodeName } };
+      context.events.event(node, 'Warning', 'MissingClusterDNS', missing);
+    }
     const handler = await context.handlers.named(pod.spec?.runtimeClassName, signal);
     const users = await ownUsers(context, handler);
     const sandbox = makeSandboxConfig(pod, attempt, dns, {
       podLogsDir: config.podLogsDir,
       clusterDomain: config.clusterDomain,
       cgroupParent: podCgroup(pod, config.cgroup).parent,
+      sysctls: config.defaultSysctls,
       ...(users === undefined ? {} : { users }),
     });
     await runtime.runPodSandbox(sandbox, handler, signal);
@@ -236,7 +242,8 @@ async function runSandbox(context: ActionContext, attempt: number): Promise<Memo
     if (interrupted(context)) throw error;
     const reason = reasonOf(error, 'FailedCreatePodSandBox');
     const told = reason === 'NetworkNotReady' ? reason : 'FailedCreatePodSandBox';
-    tell(context, undefined, 'Warning', told, `Failed to create pod sandbox: ${describe(error)}`);
+    const what = told === 'NetworkNotReady' ? 'network is not ready' : 'Failed to create pod sandbox';
+    tell(context, undefined, 'Warning', told, `${what}: ${describe(error)}`);
     return remember(context, 'sandboxFailure', told, error, sandboxBackoff);
   }
   context.stage('sandbox');

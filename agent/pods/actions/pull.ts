@@ -1,10 +1,11 @@
-/** Making sure that a container's image is there, and that the pod may have it. */
+/** Making sure that a container's image, and those that it mounts, are there, and that the pod may have them. */
 import type { Image } from '../../../runtime/api.ts';
 import { describe, isError, KeelsonError } from '../../../runtime/host/errors.ts';
-import type { PodContainer } from '../../apiserver/types.ts';
+import type { Pod, PodContainer } from '../../apiserver/types.ts';
 import type { Credential } from '../../images/credentials/keyring.ts';
 import { noRegistryAnswered, pullFailure } from '../../images/failures.ts';
-import { pullPolicyOf } from '../images.ts';
+import type { VolumeSource } from '../../volumes/kinds/kind.ts';
+import { type PullPolicy, pullPolicyOf } from '../images.ts';
 import { failedAgain, imageBackoff } from '../plan/backoff.ts';
 import { namespaceOf, uidOf } from '../spec/pod.ts';
 import { type ActionContext, interrupted, type MemoryUpdate, tell } from './context.ts';
@@ -15,25 +16,38 @@ const inspectReason = 'ImageInspectError';
 const noCopy =
   'no copy on this node can be used instead: there is none, or it is not verified that this pod has access to it';
 
+/** An image that is wanted, and who is told of it: a container, or the pod for its volumes. */
+interface Wanted {
+  readonly name: string | undefined;
+  readonly image: string;
+  readonly policy: PullPolicy;
+}
+
 export async function ensureImage(
   context: ActionContext,
   container: PodContainer,
   attempt: number,
 ): Promise<MemoryUpdate> {
   const { name, image = '' } = container;
+  let wanted: Wanted = { name, image, policy: pullPolicyOf(container) };
   try {
-    const imageId = await presentOrPulled(context, container);
+    const imageId = await presentOrPulled(context, wanted);
+    const volumeImages: Record<string, string> = {};
+    for (wanted of mountedImages(context.pod, container)) {
+      volumeImages[wanted.image] = await presentOrPulled(context, wanted);
+    }
     context.stage('pullEnd');
-    return (memory) => ({ ...memory, images: { ...memory.images, [name]: { attempt, image, imageId } } });
+    const present = { attempt, image, imageId, volumeImages };
+    return (memory) => ({ ...memory, images: { ...memory.images, [name]: present } });
   } catch (error) {
     if (interrupted(context)) throw error;
     const { reason, message } =
       isError(error) && error.details['reason'] === inspectReason
         ? { reason: inspectReason, message: describe(error) }
-        : pullFailure(image, error);
+        : pullFailure(wanted.image, error);
     if (isError(error, 'IMAGE_NAME_INVALID')) {
-      const text = `Failed to apply default image tag "${container.image}": ${describe(error)}`;
-      tell(context, name, 'Warning', 'InspectFailed', text);
+      const text = `Failed to apply default image tag "${wanted.image}": ${describe(error)}`;
+      tell(context, wanted.name, 'Warning', 'InspectFailed', text);
     }
     tell(context, name, 'Warning', 'Failed', `Error: ${reason}`);
     return (memory) => {
@@ -50,15 +64,27 @@ export async function ensureImage(
   }
 }
 
-async function presentOrPulled(context: ActionContext, container: PodContainer): Promise<string> {
+/** The images of the volumes that the container mounts. */
+function mountedImages(pod: Pod, { volumeMounts = [] }: PodContainer): Wanted[] {
+  const mounted = new Set(volumeMounts.map(({ name }) => name));
+  return (pod.spec?.volumes ?? []).flatMap((volume) => {
+    const { image } = volume as VolumeSource;
+    if (!image || !mounted.has(volume.name)) return [];
+    const { reference = '', pullPolicy } = image;
+    const policy = pullPolicyOf({ image: reference, imagePullPolicy: pullPolicy });
+    return [{ name: undefined, image: reference, policy }];
+  });
+}
+
+async function presentOrPulled(context: ActionContext, wanted: Wanted): Promise<string> {
   const { imageAccess } = context;
-  const { name, image = '' } = container;
-  const policy = pullPolicyOf(container);
+  const { name, image, policy } = wanted;
   // Asked for once, and not before it is known that they matter.
-  let asked: Promise<readonly Credential[]> | undefined;
-  const credentials = () => (asked ??= credentialsOf(context, image));
+  let asked: ReturnType<typeof credentialsOf> | undefined;
+  const found = () => (asked ??= credentialsOf(context, image));
+  const credentials = async () => (await found()).credentials;
   if (policy !== 'Always') {
-    const present = await inspect(context, container);
+    const present = await inspect(context, image);
     if (present !== undefined && !(await imageAccess.mustPull(image, present.id, credentials))) {
       const text = `Container image "${image}" already present on machine and can be accessed by the pod`;
       tell(context, name, 'Normal', 'Pulled', text);
@@ -72,18 +98,20 @@ async function presentOrPulled(context: ActionContext, container: PodContainer):
       });
     }
   }
-  const found = await credentials();
+  const { credentials: given, warnings } = await found();
   try {
-    return await pulled(context, container, found);
+    return await pulled(context, wanted, given);
   } catch (error) {
     if (interrupted(context) || isError(error, 'IMAGE_NAME_INVALID')) throw error;
+    // What lacks is told where it may be why.
+    for (const { reason, message } of warnings) tell(context, undefined, 'Warning', reason, message);
     const failed = (why: unknown) => {
       tell(context, name, 'Warning', 'Failed', `Failed to pull image "${image}": ${describe(why)}`);
       return why;
     };
     const wantsCopy = policy !== 'Always' || imageAccess.pullAlwaysFallback;
     if (!wantsCopy || !noRegistryAnswered(error)) throw failed(error);
-    const present = policy === 'Always' ? await inspect(context, container) : undefined;
+    const present = policy === 'Always' ? await inspect(context, image) : undefined;
     // The copy is for those who might have it with IfNotPresent: Always is often set to keep others from it.
     if (present === undefined || (await imageAccess.mustPull(image, present.id, credentials)))
       throw failed(withoutCopy(error));
@@ -94,7 +122,7 @@ async function presentOrPulled(context: ActionContext, container: PodContainer):
   }
 }
 
-async function inspect({ images }: ActionContext, { image = '' }: PodContainer): Promise<Image | undefined> {
+async function inspect({ images }: ActionContext, image: string): Promise<Image | undefined> {
   try {
     return await images.imageStatus({ image });
   } catch (error) {
@@ -108,7 +136,7 @@ async function inspect({ images }: ActionContext, { image = '' }: PodContainer):
 
 async function pulled(
   context: ActionContext,
-  { name, image = '' }: PodContainer,
+  { name, image }: Wanted,
   credentials: readonly Credential[],
 ): Promise<string> {
   const { images, imageAccess, clock, signal } = context;
@@ -134,10 +162,9 @@ function seconds(ms: number): string {
   return ms < 1000 ? `${Math.round(ms)}ms` : `${(ms / 1000).toFixed(3).replace(/\.?0+$/, '')}s`;
 }
 
-/** The image's credentials for this pod; what was wrong with some of them is told. */
-async function credentialsOf(context: ActionContext, image: string): Promise<readonly Credential[]> {
-  const { pod, imageAccess, signal } = context;
-  const { credentials, warnings } = await imageAccess.credentials(
+/** The image's credentials for this pod, and what is wrong with some of them. */
+function credentialsOf({ pod, imageAccess, signal }: ActionContext, image: string) {
+  return imageAccess.credentials(
     image,
     {
       namespace: namespaceOf(pod),
@@ -149,6 +176,4 @@ async function credentialsOf(context: ActionContext, image: string): Promise<rea
     },
     signal,
   );
-  for (const { reason, message } of warnings) tell(context, undefined, 'Warning', reason, message);
-  return credentials;
 }

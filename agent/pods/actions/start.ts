@@ -11,8 +11,10 @@ import { containerBackoff, failedAgain } from '../plan/backoff.ts';
 import { without } from '../plan/memory.ts';
 import { makeContainerConfig, subPathMounts, withUsers } from '../spec/container_config.ts';
 import { hostsFile } from '../spec/hosts.ts';
+import { asksRecursiveReadOnly, withMountModes } from '../spec/mount_modes.ts';
 import { isHostNetwork, namespaceOf, podLogFolder, specGraceSeconds, uidOf } from '../spec/pod.ts';
 import { podHostname } from '../spec/sandbox_config.ts';
+import { asksImageUser } from '../spec/security.ts';
 import { type ActionContext, interrupted, type MemoryUpdate, podFolder, tell } from './context.ts';
 import { runHook } from './hooks.ts';
 import { stopContainer } from './stop.ts';
@@ -71,11 +73,9 @@ async function configure(
   const folder = podFolder(config, uidOf(pod));
   const terminationFile = join(folder, 'containers', container.name, String(attempt));
   const hosts = join(folder, 'etc-hosts');
-  const nonRoot = container.securityContext?.runAsNonRoot ?? pod.spec?.securityContext?.runAsNonRoot ?? false;
   const [env, image] = await Promise.all([
     environment(context, container),
-    // The image's user matters here only where root is forbidden: else the runtime looks it up itself.
-    nonRoot ? context.images.imageStatus({ image: imageId }) : undefined,
+    asksImageUser(pod, container) ? context.images.imageStatus({ image: imageId }) : undefined,
     writeHosts(context, hosts),
     makeTerminationFile(terminationFile),
     mkdir(join(podLogFolder(config.podLogsDir, pod), container.name), { recursive: true }),
@@ -86,10 +86,11 @@ async function configure(
     container,
     attempt,
     imageId,
-    imageUser: { uid: image?.uid, username: image?.username },
+    ...(asksImageUser(pod, container) ? { imageUser: { uid: image?.uid, username: image?.username } } : {}),
     env,
     ...expandCommand(container, env),
     volumes: context.ready,
+    volumeImages: context.memory.images[container.name]?.volumeImages,
     subPaths,
     hostsFile: hosts,
     terminationFile,
@@ -99,7 +100,14 @@ async function configure(
     memoryCapacity: context.memoryCapacity,
   });
   const sandbox = context.observed.sandboxes.find(({ id }) => id === sandboxId);
-  return withUsers(inTarget(made, container, context.observed), sandbox?.namespaces.user);
+  const handler = asksRecursiveReadOnly(container)
+    ? await context.handlers.features(sandbox?.runtimeHandler ?? '')
+    : undefined;
+  const moded = withMountModes(made, pod, container, {
+    recursiveReadOnly: handler?.recursiveReadOnlyMounts ?? false,
+    selinux: config.security.selinux ?? false,
+  });
+  return withUsers(inTarget(moded, container, context.observed), sandbox?.namespaces.user);
 }
 
 /** Host paths of the mounts that are parts of volumes, by mount index. */

@@ -145,7 +145,7 @@ export function bringUp(input: BringUpInput): BringUp {
     }
     if (newest !== undefined && usable) {
       // One made before a resize that would restart it has not run yet: it gets the new resources and need not.
-      if (mayStart && volumesReady() && !needsRestart(memory.resize, container, newest))
+      if (mayStart && volumesReady() && !needsRestart(memory.resize, container, pod, newest))
         actions.push({ kind: 'start', key: `start/${name}`, container: name, id: newest.id });
       return false;
     }
@@ -215,7 +215,9 @@ export function bringUp(input: BringUpInput): BringUp {
           reason: 'ImagePullBackOff',
           message: `${text}: ${failure.reason}: ${failure.message}`,
         });
-        note(name, `image/${attempt}/${failure.count}`, 'Normal', text);
+        const occasion = `image/${attempt}/${failure.count}`;
+        note(name, occasion, 'Normal', text);
+        note(name, occasion, 'Warning', 'Error: ImagePullBackOff', 'Failed');
       } else {
         waiting.set(name, { reason: failure.reason, message: failure.message });
         if (backOff) wakeAt.push(failure.at + showPullErrorMs);
@@ -229,10 +231,16 @@ export function bringUp(input: BringUpInput): BringUp {
     return failure !== undefined;
   }
 
-  function note(name: string, occasion: string, type: 'Normal' | 'Warning', message: string): void {
-    const key = `note/${name}/BackOff`;
+  function note(
+    name: string,
+    occasion: string,
+    type: 'Normal' | 'Warning',
+    message: string,
+    reason = 'BackOff',
+  ): void {
+    const key = `note/${name}/${reason}`;
     if (memory.noted[key] !== occasion)
-      actions.push({ kind: 'note', key, occasion, container: name, type, reason: 'BackOff', message });
+      actions.push({ kind: 'note', key, occasion, container: name, type, reason, message });
   }
 }
 

@@ -80,13 +80,14 @@ function withoutSandbox(pod: Pod, view: View): Decision {
 /** Why a running container must be stopped, or undefined. */
 function unwanted(
   container: PodContainer,
+  pod: Pod,
   running: ContainerStatus,
   memory: PodMemory,
 ): { why: string; changed: boolean; graceSeconds?: number } | undefined {
   const hash = running.annotations[annotationNames.hash];
   if (hash !== undefined && hash !== containerHash(container))
     return { why: `Container ${container.name} definition changed`, changed: true };
-  if (needsRestart(memory.resize, container, running))
+  if (needsRestart(memory.resize, container, pod, running))
     return { why: `Container ${container.name} resize requires restart`, changed: true };
   const failed = memory.probes[running.id]?.failed;
   if (failed === undefined) return undefined;
@@ -123,7 +124,7 @@ function inSandbox(pod: Pod, view: View, memory: PodMemory): Omit<Decision, 'eph
       });
       start.push(container);
     } else {
-      const fault = unwanted(container, newest, memory);
+      const fault = unwanted(container, pod, newest, memory);
       if (fault === undefined) kept++;
       else {
         const restart = fault.changed || restartsWhenKilled(pod, container);
@@ -175,7 +176,7 @@ function initActions(
         start.add(index);
         break;
       case 'running': {
-        const fault = unwanted(container, status, memory);
+        const fault = unwanted(container, pod, status, memory);
         const restart = fault !== undefined && (sidecar || fault.changed);
         if (restart) {
           stop.push(stopFor(status, `${fault.why.replace(/^C/, 'Init c')}, will be restarted`, fault));

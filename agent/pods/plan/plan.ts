@@ -43,7 +43,7 @@ export interface Plan {
   readonly status: WrittenStatus;
   /** When to plan again though nothing happened, in wall clock milliseconds. */
   readonly wakeAt?: number;
-  /** A start goes well and is not done: its status may be written a little later. */
+  /** A start goes well and is not done, or an end is under way: the status may be written a little later. */
   readonly settling: boolean;
   /** Nothing runs any more and nothing will: the status is the last one. */
   readonly final: boolean;
@@ -182,9 +182,9 @@ function end(input: PlanInput, failed: Refusal | undefined, since: number | unde
 }
 
 /** One deadline for all: that of a stop under way, else the pod's grace from `since`. */
-function deadlineOf({ pod, inFlight }: PlanInput, since: number): number {
+function deadlineOf({ pod, inFlight, memory }: PlanInput, since: number): number {
   const given = [...inFlight.values()].flatMap(({ deadline }) => (deadline === undefined ? [] : [deadline]));
-  return Math.min(since + specGraceSeconds(pod) * 1000, ...given);
+  return Math.min(since + (memory.evicted?.graceMs ?? specGraceSeconds(pod) * 1000), ...given);
 }
 
 function endStatus(input: PlanInput, live: boolean, failed: Refusal | undefined): WrittenStatus {
@@ -214,7 +214,7 @@ function terminate(input: PlanInput, deadline: number): Plan {
         ...stopAll(pod, observed, deadline, memory, inFlight, now),
         interruptStarts: true,
         status,
-        settling: false,
+        settling: true,
         final: false,
         gone: false,
       };

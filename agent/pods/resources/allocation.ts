@@ -4,7 +4,15 @@
  */
 import type { Pod, PodContainer, PodStatus } from '../../apiserver/types.ts';
 import { allContainers, initContainers, regularContainers } from '../spec/pod.ts';
-import { milliOf, type Needs, podNeeds, podRequestMilli, type QosClass, qosClassOf } from '../spec/qos.ts';
+import {
+  effectiveNeeds,
+  milliOf,
+  type Needs,
+  podNeeds,
+  podRequestMilli,
+  type QosClass,
+  qosClassOf,
+} from '../spec/qos.ts';
 
 export interface Allocation {
   readonly containers: Readonly<Record<string, Needs>>;
@@ -130,15 +138,16 @@ export function inTurn(pending: readonly Pending[]): Pending[] {
   });
 }
 
-/** Which restart a container's own policy asks for, from what it was made with to what it is to have. */
-export function restartsFor(container: PodContainer, made: Needs): boolean {
+/** Whether a container's own policy asks for a restart, from what it was made with (`effectiveNeeds`) to what it is to have. */
+export function restartsFor(container: PodContainer, pod: Pod, made: Needs): boolean {
+  const wanted = effectiveNeeds(container, pod);
   const policies = (container as { resizePolicy?: { resourceName: string; restartPolicy: string }[] })
     .resizePolicy;
   return (policies ?? []).some(
     ({ resourceName: name, restartPolicy }) =>
       restartPolicy === 'RestartContainer' &&
-      (milliOf(container.resources?.requests?.[name]) !== milliOf(made.requests?.[name]) ||
-        milliOf(container.resources?.limits?.[name]) !== milliOf(made.limits?.[name])),
+      (milliOf(wanted.requests?.[name]) !== milliOf(made.requests?.[name]) ||
+        milliOf(wanted.limits?.[name]) !== milliOf(made.limits?.[name])),
   );
 }
 

@@ -90,20 +90,49 @@ export function makeQosGroups(options: {
   readonly limits: CgroupResources | undefined;
   /** Of others, held to their reservations too. Default none. */
   readonly reserved?: readonly ReservedGroup[];
+  /** Events of the node. */
+  readonly tell?: (type: 'Normal' | 'Warning', reason: string, message: string) => void;
   readonly log: Logger;
 }): QosGroups {
-  const { cgroups, settings, log } = options;
+  const { cgroups, settings, log, tell = () => {} } = options;
   const folder = (qos: Parameters<typeof cgroupOf>[1]) => dirname(cgroupOf('', qos, settings).path);
   let wanted: number | undefined;
   let written: number | undefined;
   let made = false;
   let writing = false;
 
+  /** Told as kubelet does; `done` is not, where there was nothing to be held to. */
+  async function enforce(
+    work: () => Promise<void>,
+    done: string | undefined,
+    failed: string,
+    path: string,
+  ): Promise<void> {
+    try {
+      await work();
+    } catch (error) {
+      tell('Warning', 'FailedNodeAllocatableEnforcement', `${failed} "${path}": ${describe(error)}`);
+      throw error;
+    }
+    if (done !== undefined) tell('Normal', 'NodeAllocatableEnforced', done);
+  }
+
   async function write(): Promise<void> {
     if (!made) {
-      await cgroups.ensure(folder('Guaranteed'), options.limits);
+      await enforce(
+        () => cgroups.ensure(folder('Guaranteed'), options.limits),
+        options.limits && 'Updated Node Allocatable limit across pods',
+        'Failed to update Node Allocatable Limits',
+        folder('Guaranteed'),
+      );
       await cgroups.ensure(folder('BestEffort'), { cpuShares: bestEffortShares });
-      for (const { path, resources } of options.reserved ?? []) await cgroups.ensure(path, resources);
+      for (const { path, resources } of options.reserved ?? [])
+        await enforce(
+          () => cgroups.ensure(path, resources),
+          `Updated limits on reserved cgroup ${path}`,
+          'Failed to enforce Reserved Cgroup Limits on',
+          path,
+        );
       made = true;
     }
     while (wanted !== undefined && wanted !== written) {

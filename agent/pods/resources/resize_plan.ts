@@ -47,13 +47,14 @@ export function holdsStarts(state: ResizeState | undefined): boolean {
 export function needsRestart(
   state: ResizeState | undefined,
   container: PodContainer,
+  pod: Pod,
   running: ContainerStatus,
 ): boolean {
   if (state?.progress === undefined) return false;
   const made = running.annotations[annotationNames.resources];
   if (made === undefined) return false;
   try {
-    return restartsFor(container, JSON.parse(made) as Needs);
+    return restartsFor(container, pod, JSON.parse(made) as Needs);
   } catch {
     return false;
   }
@@ -74,7 +75,7 @@ export function resizeActions(
     const live = newest(container.name);
     const runs =
       live?.state === 'running' || (live?.state === 'created' && inFlight.has(`start/${container.name}`));
-    return runs && needsRestart(state, container, live);
+    return runs && needsRestart(state, container, pod, live);
   });
   if (stopping) return { actions: [] };
   if (state.actuated === true) return { actions: [{ kind: 'resized', key: 'note/resized', generation }] };

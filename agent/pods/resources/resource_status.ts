@@ -58,21 +58,41 @@ function actual(given: Needs, newest: ContainerStatus, old: PodContainerStatus |
   return { ...(requests ? { requests } : {}), ...(limits ? { limits } : {}) };
 }
 
-/** What the pod as a whole was given (KEP-5419); nothing for a pod that asks for nothing. */
-export function podResources(pod: Pod): object {
+/**
+ * What the pod as a whole has, and was given (KEP-5419); nothing for a pod that asks for nothing. `before`: what it was told
+ * to have, while its cgroup does not have what it was given; a request of memory is no matter of cgroups.
+ */
+export function podResources(pod: Pod, before?: Needs): object {
   const amounts = (of: (resource: string) => number): Amounts => {
     const [cpu, memory] = [of('cpu'), of('memory')];
     return {
       ...(cpu > 0 ? { cpu: formatMilli(cpu) } : {}),
-      ...(memory > 0 ? { memory: formatBytes(Math.ceil(memory / 1000)) } : {}),
+      // Fractions of a byte stay as they are: what was asked for is what was given.
+      ...(memory > 0
+        ? { memory: memory % 1000 === 0 ? formatBytes(memory / 1000) : formatMilli(memory) }
+        : {}),
     };
   };
   const requests = amounts((resource) => podRequestMilli(pod, resource));
   const limits = amounts((resource) => podLimitMilli(pod, resource));
   const some = (list: Amounts) => Object.keys(list).length > 0;
   if (!some(requests) && !some(limits)) return {};
+  const still = (list: Amounts, told: Needs['requests'], names: readonly string[]): Amounts =>
+    Object.fromEntries(
+      Object.entries(list).map(([name, value]) => [
+        name,
+        (names.includes(name) ? told?.[name] : undefined) ?? value,
+      ]),
+    );
+  const has = {
+    requests: still(requests, before?.requests, ['cpu']),
+    limits: still(limits, before?.limits, ['cpu', 'memory']),
+  };
   return {
-    resources: { ...(some(requests) ? { requests } : {}), ...(some(limits) ? { limits } : {}) },
+    resources: {
+      ...(some(requests) ? { requests: has.requests } : {}),
+      ...(some(limits) ? { limits: has.limits } : {}),
+    },
     ...(some(requests) ? { allocatedResources: requests } : {}),
   };
 }
@@ -84,7 +104,7 @@ export function evictionConditions(
   old: PodStatus | undefined,
   now: number,
 ): PodCondition[] {
-  if (evicted === undefined) return [];
+  if (evicted?.condition === undefined) return [];
   const type = 'DisruptionTarget';
   const before = old?.conditions?.find((condition) => condition.type === type);
   const generation = pod.metadata?.generation;

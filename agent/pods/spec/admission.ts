@@ -1,5 +1,7 @@
 /** Whether the node can run a pod at all: kubelet's admission (pkg/kubelet/lifecycle/predicate.go). Pure. */
+
 import type { Pod } from '../../apiserver/types.ts';
+import { matchesNode } from '../../node/selector.ts';
 import {
   nodeName,
   operatingSystem,
@@ -10,8 +12,11 @@ import {
   type Taint,
   taints,
 } from '../resources/fit.ts';
+import { appArmorRefusal } from './apparmor.ts';
+import { featureRefusal, groupsPolicyRefusal, type HostSecurity } from './host_security.ts';
 import { isHostNetwork } from './pod.ts';
 import { portMappings } from './sandbox_config.ts';
+import { sysctlRefusal } from './sysctls.ts';
 
 export interface NodeFacts {
   readonly name: string;
@@ -21,6 +26,8 @@ export interface NodeFacts {
   readonly allocatable: Readonly<Record<string, string | number>>;
   /** Absent while they are not known. */
   readonly taints?: readonly Taint[];
+  /** What pods may do and have on this host. Absent: not asked about. */
+  readonly security?: HostSecurity;
 }
 
 export interface Refusal {
@@ -36,7 +43,11 @@ export interface Findings {
 
 /** All that is against `pod` beside `others` (the pods that hold resources). */
 export function judge(pod: Pod, others: readonly Pod[], node: NodeFacts, isStatic = false): Findings {
-  const early = unsupported(pod);
+  const { security } = node;
+  const early =
+    (security && sysctlRefusal(pod, security.sysctls)) ??
+    unsupported(pod) ??
+    (security && groupsPolicyRefusal(pod, security));
   if (early !== undefined) return { short: [], other: early };
   return {
     short: shortages(pod, others, node),
@@ -44,7 +55,8 @@ export function judge(pod: Pod, others: readonly Pod[], node: NodeFacts, isStati
       affinity(pod, node) ??
       nodeName(pod, node) ??
       hostPorts(pod, others) ??
-      (isStatic ? undefined : taints(pod, node.taints)),
+      (isStatic ? undefined : taints(pod, node.taints)) ??
+      (security && (appArmorRefusal(pod, security.appArmor) ?? featureRefusal(pod, security))),
   };
 }
 
@@ -97,36 +109,6 @@ function hostPorts(pod: Pod, others: readonly Pod[]): Refusal | undefined {
     : predicateRefusal('NodePorts', "node(s) didn't have free ports for the requested pod ports");
 }
 
-interface Requirement {
-  readonly key: string;
-  readonly operator: string;
-  readonly values?: readonly string[];
-}
-
-/** One term of a node selector (core/v1 NodeSelectorRequirement). */
-function matches(
-  { key, operator, values = [] }: Requirement,
-  facts: Readonly<Record<string, string>>,
-): boolean {
-  const value = facts[key];
-  switch (operator) {
-    case 'In':
-      return value !== undefined && values.includes(value);
-    case 'NotIn':
-      return value === undefined || !values.includes(value);
-    case 'Exists':
-      return value !== undefined;
-    case 'DoesNotExist':
-      return value === undefined;
-    case 'Gt':
-      return value !== undefined && Number(value) > Number(values[0]);
-    case 'Lt':
-      return value !== undefined && Number(value) < Number(values[0]);
-    default:
-      return false;
-  }
-}
-
 function affinity(pod: Pod, node: NodeFacts): Refusal | undefined {
   const refusal = predicateRefusal('NodeAffinity', "node(s) didn't match Pod's node affinity/selector");
   if (Object.keys(node.labels).length === 0) return undefined;
@@ -134,15 +116,6 @@ function affinity(pod: Pod, node: NodeFacts): Refusal | undefined {
   if (selector.some(([key, value]) => node.labels[key] !== value)) return refusal;
   const required = pod.spec?.affinity?.nodeAffinity?.requiredDuringSchedulingIgnoredDuringExecution;
   if (required === undefined) return undefined;
-  const fields = { 'metadata.name': node.name };
-  const met = required.nodeSelectorTerms.some((term) => {
-    const expressions = term.matchExpressions ?? [];
-    const matchFields = term.matchFields ?? [];
-    return (
-      expressions.length + matchFields.length > 0 &&
-      expressions.every((requirement) => matches(requirement, node.labels)) &&
-      matchFields.every((requirement) => matches(requirement, fields))
-    );
-  });
+  const met = matchesNode(required.nodeSelectorTerms, node.labels, { 'metadata.name': node.name });
   return met ? undefined : refusal;
 }

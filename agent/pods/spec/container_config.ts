@@ -14,7 +14,7 @@ import {
   specGraceSeconds,
   uidOf,
 } from './pod.ts';
-import { type CgroupSettings, containerResources, oomScoreAdj } from './qos.ts';
+import { type CgroupSettings, containerResources, effectiveNeeds, oomScoreAdj } from './qos.ts';
 import { containerSecurity, type SecuritySettings } from './security.ts';
 
 export const hostsPath = '/etc/hosts';
@@ -62,12 +62,12 @@ export function subPathMounts(
         throw invalid(`missing value for "${name}" in subPathExpr ${whole}`);
       });
     }
-    if (subPath === '') return [];
+    const volume = volumeOf(mount.name, container, volumes);
+    // The runtime goes into an image by itself.
+    if (subPath === '' || volume.image !== undefined) return [];
     if (subPath.startsWith('/')) throw invalid(`subPath ${subPath} must not be an absolute path`);
     if (subPath.split('/').includes('..')) throw invalid(`subPath ${subPath} must not contain ".."`);
-    return [
-      { index, volume: mount.name, volumePath: volumeOf(mount.name, container, volumes).hostPath, subPath },
-    ];
+    return [{ index, volume: mount.name, volumePath: volume.hostPath, subPath }];
   });
 }
 
@@ -96,11 +96,14 @@ export interface ContainerInput {
   readonly container: PodContainer;
   readonly attempt: number;
   readonly imageId: string;
-  readonly imageUser: { readonly uid?: number; readonly username?: string };
+  /** Absent: the image's user is the runtime's matter (`asksImageUser`). */
+  readonly imageUser?: { readonly uid?: number; readonly username?: string };
   readonly env: readonly KeyValue[];
   readonly command: readonly string[];
   readonly args: readonly string[];
   readonly volumes: ReadonlyMap<string, ReadyVolume>;
+  /** Ids of the images that are volumes, by their references. */
+  readonly volumeImages?: Readonly<Record<string, string>> | undefined;
   /** Host paths of the mounts of `subPathMounts`, by index. */
   readonly subPaths: ReadonlyMap<number, string>;
   /** The pod's managed hosts file. */
@@ -127,6 +130,7 @@ export function makeContainerConfig(input: ContainerInput): ContainerConfig {
     workingDir: container.workingDir ?? '',
     envs: input.env,
     mounts: mountsOf(input),
+    ...devicesOf(input),
     labels: {
       [labelNames.podName]: pod.metadata?.name ?? '',
       [labelNames.podNamespace]: namespaceOf(pod),
@@ -172,7 +176,7 @@ function annotationsOf(pod: Pod, container: PodContainer, attempt: number): Reco
     [annotationNames.terminationMessagePolicy]: container.terminationMessagePolicy ?? 'File',
     [annotationNames.grace]: String(specGraceSeconds(pod)),
     ...(mayRestart(container)
-      ? { [annotationNames.resources]: JSON.stringify(container.resources ?? {}) }
+      ? { [annotationNames.resources]: JSON.stringify(effectiveNeeds(container, pod)) }
       : {}),
     ...(container.lifecycle?.preStop === undefined
       ? {}
@@ -183,6 +187,19 @@ function annotationsOf(pod: Pod, container: PodContainer, attempt: number): Reco
   };
 }
 
+/** Block volumes, under the paths that the container wants (kubelet's makeBlockVolumes). */
+function devicesOf({ container, volumes }: ContainerInput): Pick<ContainerConfig, 'devices'> {
+  const wanted = container.volumeDevices ?? [];
+  if (wanted.length === 0) return {};
+  return {
+    devices: wanted.map(({ name, devicePath }) => {
+      const { hostPath, device, readOnly } = volumeOf(name, container, volumes);
+      if (device === undefined) throw invalid(`volume "${name}" is not a block volume`);
+      return { containerPath: devicePath, hostPath, permissions: readOnly ? 'r' : 'mrw' };
+    }),
+  };
+}
+
 function mountsOf(input: ContainerInput): Mount[] {
   const { container, volumes } = input;
   const mounts: Mount[] = (container.volumeMounts ?? []).map((mount, index) => {
@@ -190,9 +207,15 @@ function mountsOf(input: ContainerInput): Mount[] {
     const propagation = propagations[(mount.mountPropagation ?? 'None') as keyof typeof propagations];
     if (propagation === undefined)
       throw invalid(`mountPropagation ${mount.mountPropagation} of ${mount.mountPath} is not known`);
+    const image = volume.image === undefined ? undefined : input.volumeImages?.[volume.image];
+    if (volume.image !== undefined && image === undefined)
+      throw invalid(`the image of volume "${mount.name}" is not known to be there`);
     return {
       containerPath: mount.mountPath.startsWith('/') ? mount.mountPath : `/${mount.mountPath}`,
       hostPath: input.subPaths.get(index) ?? volume.hostPath,
+      ...(image === undefined
+        ? {}
+        : { image: { image }, ...(mount.subPath ? { imageSubPath: mount.subPath } : {}) }),
       readonly: mount.readOnly === true || volume.readOnly,
       propagation,
       // IfPossible is not yet: the runtime would refuse it where it cannot.

@@ -32,6 +32,21 @@ export function podNeeds(pod: Pod): Needs | undefined {
   return (pod.spec as { resources?: Needs } | undefined)?.resources;
 }
 
+/** What a container may use: a limit of cpu or memory that it has not itself is the pod's (kubelet's GetLimits). */
+export function effectiveNeeds(container: PodContainer, pod: Pod): Needs {
+  const { requests, limits: own } = container.resources ?? {};
+  const whole = podNeeds(pod)?.limits;
+  const limits = { ...own };
+  for (const name of ['cpu', 'memory']) {
+    const given = whole?.[name];
+    if (given !== undefined && milliOf(limits[name]) === 0) limits[name] = given;
+  }
+  return {
+    ...(requests ? { requests } : {}),
+    ...(Object.keys(limits).length > 0 ? { limits } : {}),
+  };
+}
+
 /** The class, from the specification alone (ComputePodQOS). */
 export function qosClassOf(pod: Pod): QosClass {
   const given = podNeeds(pod);

@@ -10,6 +10,7 @@ import type {
 import { KeelsonError } from '../../../runtime/host/errors.ts';
 import type { Pod } from '../../apiserver/types.ts';
 import {
+  everyContainer,
   initContainers,
   isHostNetwork,
   isSidecar,
@@ -19,6 +20,7 @@ import {
   regularContainers,
   uidOf,
 } from './pod.ts';
+import { podSysctls } from './sysctls.ts';
 
 export interface DnsSettings {
   readonly clusterDns: readonly string[];
@@ -49,17 +51,26 @@ export function parseResolvConf(text: string): DnsConfig {
   return { servers, searches, options: [...options.values()] };
 }
 
-/** The pod's resolver configuration; `warnings` say what did not fit or was not configured. */
-export function podDns(pod: Pod, settings: DnsSettings): { dns: DnsConfig; warnings: readonly string[] } {
+/** In kubelet's words, which people look for. */
+const noClusterDns =
+  'kubelet does not have ClusterDNS IP configured and cannot create Pod using "ClusterFirst" policy. Falling back to "Default" policy.';
+
+/**
+ * The pod's resolver configuration; `warnings` say what did not fit, `missing` that the pod wants the cluster's DNS and
+ * the node knows none.
+ */
+export function podDns(
+  pod: Pod,
+  settings: DnsSettings,
+): { dns: DnsConfig; warnings: readonly string[]; missing?: string } {
   const warnings: string[] = [];
+  let missing: string | undefined;
   const policy = pod.spec?.dnsPolicy ?? 'ClusterFirst';
   let base: DnsConfig = settings.host;
   if (policy === 'None') base = { servers: [], searches: [], options: [] };
   else if (policy !== 'Default' && !(policy === 'ClusterFirst' && isHostNetwork(pod))) {
     if (settings.clusterDns.length === 0) {
-      warnings.push(
-        `no clusterDNS is configured: the pod cannot have dnsPolicy "${policy}" and gets "Default"`,
-      );
+      missing = noClusterDns;
     } else {
       const domain = settings.clusterDomain;
       const cluster = domain === '' ? [] : [`${namespaceOf(pod)}.svc.${domain}`, `svc.${domain}`, domain];
@@ -90,6 +101,7 @@ export function podDns(pod: Pod, settings: DnsSettings): { dns: DnsConfig; warni
   return {
     dns: { servers: servers.slice(0, maxServers), searches: kept, options: [...options.values()] },
     warnings,
+    ...(missing === undefined ? {} : { missing }),
   };
 }
 
@@ -165,6 +177,8 @@ export interface SandboxSettings {
   readonly podLogsDir: string;
   readonly clusterDomain: string;
   readonly cgroupParent: string;
+  /** Those that every pod gets (`defaultPodSysctls`). */
+  readonly sysctls?: Readonly<Record<string, string>>;
   /** Of a pod with a user namespace of its own. */
   readonly users?: UserNamespace;
 }
@@ -179,8 +193,7 @@ export function makeSandboxConfig(
   const name = pod.metadata?.name ?? '';
   const namespace = namespaceOf(pod);
   const uid = uidOf(pod);
-  const sysctls: Record<string, string> = {};
-  for (const sysctl of pod.spec?.securityContext?.sysctls ?? []) sysctls[sysctl.name] = sysctl.value;
+  const selinux = pod.spec?.securityContext?.seLinuxOptions;
   return {
     metadata: { name, namespace, uid, attempt },
     hostname: isHostNetwork(pod) ? '' : kernelHostname(pod, settings.clusterDomain),
@@ -196,16 +209,15 @@ export function makeSandboxConfig(
     annotations: { ...pod.metadata?.annotations },
     linux: {
       cgroupParent: settings.cgroupParent,
-      sysctls,
+      sysctls: podSysctls(pod, settings.sysctls),
       security: {
         namespaces: {
           ...namespacesOf(pod),
           ...(settings.users === undefined ? {} : { user: settings.users }),
         },
-        privileged: [...initContainers(pod), ...regularContainers(pod)].some(
-          (container) => container.securityContext?.privileged === true,
-        ),
+        privileged: everyContainer(pod).some((container) => container.securityContext?.privileged === true),
         seccomp: { type: 'RuntimeDefault' },
+        ...(selinux === undefined ? {} : { selinux }),
       },
     },
   };

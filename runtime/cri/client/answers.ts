@@ -9,6 +9,7 @@ import type {
   PodSandboxMetadata,
   PodSandboxStatus,
   RuntimeCondition,
+  RuntimeFeatures,
   RuntimeHandler,
 } from '../../api.ts';
 import { isError, KeelsonError } from '../../host/errors.ts';
@@ -145,6 +146,14 @@ export function handlersOf({ runtimeHandlers }: Wire<'StatusResponse'>): Runtime
     recursiveReadOnlyMounts: features?.recursiveReadOnlyMounts ?? false,
     userNamespaces: features?.userNamespaces ?? false,
   }));
+}
+
+export function featuresOf({ features }: Wire<'StatusResponse'>): RuntimeFeatures {
+  return {
+    supplementalGroupsPolicy: features?.supplementalGroupsPolicy ?? false,
+    userNamespacesHostNetwork: features?.userNamespacesHostNetwork ?? false,
+    mountOptions: features?.mountOptions ?? false,
+  };
 }
 
 export function execResultOf({ stdout, stderr, exitCode }: Wire<'ExecSyncResponse'>): ExecSyncResult {

@@ -9,11 +9,12 @@ import {
   containerOf,
   containerStatusOf,
   execResultOf,
+  featuresOf,
   handlersOf,
   sandboxOf,
   sandboxStatusOf,
 } from './answers.ts';
-import type { Channel } from './channel.ts';
+import type { Answer, Channel } from './channel.ts';
 import { containerConfigTo, sandboxConfigTo, secondsTo } from './requests.ts';
 import { remembered, withMemory, withoutMemory } from './sandbox_memory.ts';
 import { makeRemoteStats, type RemoteStats } from './stats.ts';
@@ -62,13 +63,22 @@ export function makeRemoteRuntime({ call }: Channel, timeoutMs: number): RemoteR
       if (!isError(error, 'NOT_FOUND')) throw error;
     }
   };
+  /** One answer for all that ask at the same time: the status says it all. */
+  let asking: Promise<Answer<'Status'>> | undefined;
+  const status = () => {
+    asking ??= call('Status', {}, within()).finally(() => {
+      asking = undefined;
+    });
+    return asking;
+  };
   return {
     async version() {
       const { runtimeName, runtimeVersion } = await call('Version', {}, within());
       return { runtimeName, runtimeVersion };
     },
-    status: async () => conditionsOf(await call('Status', {}, within())),
-    handlers: async () => handlersOf(await call('Status', {}, within())),
+    status: async () => conditionsOf(await status()),
+    handlers: async () => handlersOf(await status()),
+    features: async () => featuresOf(await status()),
 
     async runPodSandbox(config, runtimeHandler, signal) {
       const request = { config: sandboxConfigTo(withMemory(config)), runtimeHandler };
@@ -117,6 +127,11 @@ export function makeRemoteRuntime({ call }: Channel, timeoutMs: number): RemoteR
     async updateContainerResources(id, resources, signal) {
       const request = { containerId: id, linux: resourcesTo(resources) };
       await call('UpdateContainerResources', request, within(signal));
+    },
+    async checkpointContainer(id, location, timeout, signal) {
+      const request = { containerId: id, location, timeout: secondsTo(timeout) };
+      // The other side's own default is two minutes.
+      await call('CheckpointContainer', request, { deadlineMs: (timeout || 120_000) + timeoutMs, signal });
     },
     async reopenContainerLog(id, signal) {
       await call('ReopenContainerLog', { containerId: id }, within(signal));

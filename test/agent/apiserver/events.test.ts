@@ -1,11 +1,21 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { makeCorrelator } from '../../../agent/apiserver/correlation.ts';
 import { makeEventRecorder } from '../../../agent/apiserver/events.ts';
+import type { MetricFamily } from '../../../agent/metrics/source.ts';
 import { fastClock, json, silent, startFake, statusBody, until } from './fake.ts';
 
 const pod = { apiVersion: 'v1', kind: 'Pod', metadata: { name: 'p', namespace: 'a', uid: 'u' } };
 const about = { apiVersion: 'v1', kind: 'Pod', namespace: 'a', name: 'p', uid: 'u' };
+
+/** The recorder's metrics by name and reason. */
+function numbersOf(recorder: ReturnType<typeof makeEventRecorder>): Record<string, number> {
+  const families = recorder.source.families() as readonly MetricFamily[];
+  return Object.fromEntries(
+    families.flatMap(({ name, samples }) =>
+      samples.map(({ labels, value }) => [labels ? `${name} ${labels['reason']}` : name, value]),
+    ),
+  );
+}
 
 test('an event is created, and the same again only counts up', async (t) => {
   const fake = await startFake(t, (_, response) => json(response, 200, {}));
@@ -26,7 +36,7 @@ test('an event is created, and the same again only counts up', async (t) => {
   assert.equal(JSON.parse(patch!.body).count, 2);
 });
 
-test('events of the Node live in default, with its name as uid', async (t) => {
+test('events of the Node live in default, with its name as uid until that is known', async (t) => {
   const fake = await startFake(t, (_, response) => json(response, 200, {}));
   const recorder = makeEventRecorder({ client: fake.client(), host: 'n', clock: fastClock(), log: silent });
   t.after(() => recorder.close());
@@ -36,10 +46,12 @@ test('events of the Node live in default, with its name as uid', async (t) => {
     'Starting',
     'x',
   );
-  await until(() => fake.asked.length === 1);
-  const event = JSON.parse(fake.asked[0]!.body);
-  assert.equal(event.metadata.namespace, 'default');
-  assert.deepEqual(event.involvedObject, { apiVersion: 'v1', kind: 'Node', name: 'n', uid: 'n' });
+  recorder.event({ apiVersion: 'v1', kind: 'Node', metadata: { name: 'n' } }, 'Normal', 'Starting', 'x');
+  await until(() => fake.asked.length === 2);
+  const [known, unknown] = fake.asked.map(({ body }) => JSON.parse(body));
+  assert.equal(known.metadata.namespace, 'default');
+  assert.deepEqual(known.involvedObject, { apiVersion: 'v1', kind: 'Node', name: 'n', uid: 'real' });
+  assert.deepEqual(unknown.involvedObject, { apiVersion: 'v1', kind: 'Node', name: 'n', uid: 'n' });
 });
 
 test('names are unique, and not longer than a name may be', async (t) => {
@@ -66,11 +78,13 @@ test('while the apiserver is away events wait, the oldest go, and equal ones are
     if (away) response.destroy();
     else json(response, 200, {});
   });
+  const warned: unknown[][] = [];
+  const log = { ...silent, warn: (...args: unknown[]) => warned.push(args) } as unknown as typeof silent;
   const recorder = makeEventRecorder({
     client: fake.client(),
     host: 'n',
     clock: fastClock(),
-    log: silent,
+    log,
     qps: 0,
   });
   t.after(() => recorder.close());
@@ -88,6 +102,15 @@ test('while the apiserver is away events wait, the oldest go, and equal ones are
   assert.ok(written.every(({ count }) => count === 2));
   assert.ok(written.some(({ involvedObject }) => involvedObject.name === 'p1199'));
   assert.ok(!written.some(({ involvedObject }) => involvedObject.name === 'p100'));
+  const count = numbersOf(recorder);
+  assert.equal(count['keelson_events_dropped_total spool_full'], 200);
+  assert.equal(count['keelson_events_written_total'], 1000);
+  assert.equal(count['keelson_events_pending'], 0);
+  assert.deepEqual(
+    warned.map(([fields]) => fields),
+    [{ spoolLimit: 1000 }, { dropped: 200 }],
+    'told when it begins, and how many when it is over',
+  );
 });
 
 test('an event that is refused is dropped, one that has expired is made anew, one that is there is enough', async (t) => {
@@ -119,6 +142,7 @@ test('an event that is refused is dropped, one that has expired is made anew, on
     ['POST', 'POST', 'PATCH', 'POST', 'POST', 'PATCH'],
   );
   assert.equal(JSON.parse(fake.asked[3]!.body).count, 2);
+  assert.equal(numbersOf(recorder)['keelson_events_dropped_total refused'], 2);
 });
 
 test('an event that the apiserver fails on does not hold up the others for ever', async (t) => {
@@ -142,30 +166,4 @@ test('without a client events are only logged', async () => {
   assert.equal(lines.length, 1);
   assert.equal(recorder.pending, 0);
   await recorder.close();
-});
-
-test('one object may make 25 events, then one every five minutes; others are not cut off', () => {
-  const correlator = makeCorrelator();
-  const tell = (name: string, i: number, at: number) =>
-    correlator.add({ about: { ...about, name }, type: 'Normal', reason: `R${i}`, message: 'x' }, at, at);
-  let told = 0;
-  for (let i = 0; i < 100; i++) if (tell('p', i, 0) !== undefined) told++;
-  assert.equal(told, 25);
-  assert.notEqual(tell('other', 0, 0), undefined);
-  assert.equal(tell('p', 200, 299_000), undefined);
-  assert.notEqual(tell('p', 201, 300_001), undefined);
-});
-
-test('ten similar events become one, until they have been quiet for ten minutes', () => {
-  const correlator = makeCorrelator();
-  const tell = (message: string, at: number) =>
-    correlator.add({ about, type: 'Warning', reason: 'Failed', message }, at, at);
-  for (let i = 0; i < 9; i++) assert.equal(tell(`m${i}`, 0)?.message, `m${i}`);
-  const combined = tell('m9', 0);
-  assert.equal(combined?.message, '(combined from similar events): m9');
-  assert.equal(tell('m10', 1), combined);
-  assert.equal(combined!.count, 2);
-  assert.equal(combined!.message, '(combined from similar events): m10');
-  assert.equal(tell('m3', 2)?.count, 2, 'a known message keeps its own event');
-  assert.equal(tell('fresh', 700_000)?.message, 'fresh');
 });

@@ -103,6 +103,8 @@ async function start(
     runtime: {
       status: async () => conditions,
       version: async () => ({ runtimeName: 'keelson', runtimeVersion: '0.1.0' }),
+      handlers: async () => runtime.handlers,
+      features: async () => runtime.features!,
     },
     images: { listImages: async () => [] },
     events: recorder,
@@ -340,6 +342,9 @@ test('a runtime that hangs or throws is reported, not waited for', async () => {
         return mode === 'fine' ? Promise.resolve(runtime.conditions) : Promise.reject(new Error('broken'));
       },
       version: () => Promise.reject(new Error('broken')),
+      handlers: async () => runtime.handlers,
+      features: () =>
+        mode === 'fine' ? Promise.resolve(runtime.features!) : Promise.reject(new Error('broken')),
     },
     images: { listImages: () => Promise.reject(new Error('broken')) },
     clock: fastClock(),

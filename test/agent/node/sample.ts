@@ -56,4 +56,6 @@ export const runtime: RuntimeReport = {
   ],
   runtimeVersion: 'keelson://0.1.0',
   images: [],
+  handlers: [{ name: '', recursiveReadOnlyMounts: true, userNamespaces: false }],
+  features: { supplementalGroupsPolicy: true, userNamespacesHostNetwork: false, mountOptions: true },
 };

@@ -24,7 +24,6 @@ const compute = (more: Partial<StatusInput> = {}) =>
     pressure: calm,
     config,
     kubeletVersion: 'v1.37.0-keelson.0.1.0',
-    handlers: ['runc'],
     nowMs: 0,
     ...more,
   });
@@ -100,7 +99,8 @@ test('only more than a heartbeat counts as a change', () => {
     { facts: { ...facts, bootId: 'boot-2' } },
     { facts: { ...facts, memoryBytes: 2 ** 30 } },
     { runtime: { ...runtime, images: [{ names: ['a'], sizeBytes: 1 }] } },
-    { handlers: [] },
+    { runtime: { ...runtime, handlers: [] } },
+    { runtime: { ...runtime, features: { ...runtime.features!, supplementalGroupsPolicy: false } } },
     { config: { ...config, port: 1 } },
   ];
   for (const change of changes)
@@ -285,15 +285,45 @@ test('same compares as JSON does', () => {
     assert.ok(!same(a, b));
 });
 
+test('what the runtime can do is in the status as it told last', () => {
+  const plain = { recursiveReadOnlyMounts: false, userNamespaces: false };
+  const able = { recursiveReadOnlyMounts: true, userNamespaces: true };
+  const handlers = [
+    { name: '', ...able },
+    { name: 'runc', ...able },
+    { name: 'kata', ...plain },
+    { name: 'runc', ...plain },
+  ];
+  const told = compute({ runtime: { ...runtime, handlers } });
+  assert.deepEqual(told.runtimeHandlers, [
+    { name: '', features: able },
+    { name: 'kata', features: plain },
+    { name: 'runc', features: able },
+  ]);
+  assert.deepEqual(told.features, { supplementalGroupsPolicy: true });
+  const silent = { ...runtime, features: undefined };
+  assert.equal('features' in compute({ runtime: silent }), false);
+  assert.deepEqual(compute({ runtime: silent, previous: told }).features, { supplementalGroupsPolicy: true });
+  assert.deepEqual(statusPatch(compute({ runtime: silent }), told, false)['features'], {
+    supplementalGroupsPolicy: true,
+  });
+});
+
 test('declared features are written once, also where the apiserver does not keep them', () => {
   const served = { enableServer: true, enableDebuggingHandlers: true };
-  assert.deepEqual(declaredFeatures(served), ['ExtendWebSocketsToKubelet']);
-  assert.deepEqual(declaredFeatures({ ...served, enableServer: false }), []);
-  assert.deepEqual(declaredFeatures({ ...served, enableDebuggingHandlers: false }), []);
+  const always = [
+    'InPlacePodLevelResourcesVerticalScaling',
+    'InPlacePodVerticalScalingInitContainers',
+    'RestartAllContainersOnContainerExits',
+  ];
+  const all = ['ExtendWebSocketsToKubelet', ...always];
+  assert.deepEqual(declaredFeatures(served), all);
+  assert.deepEqual(declaredFeatures({ ...served, enableServer: false }), always);
+  assert.deepEqual(declaredFeatures({ ...served, enableDebuggingHandlers: false }), always);
   const plain = compute();
   assert.equal('declaredFeatures' in plain, false);
   const declaring = compute({ declaredFeatures: declaredFeatures(served) });
-  assert.deepEqual(statusPatch(plain, declaring, false), { declaredFeatures: ['ExtendWebSocketsToKubelet'] });
+  assert.deepEqual(statusPatch(plain, declaring, false), { declaredFeatures: all });
   assert.equal(statusChanged(plain, declaring), false, 'a reason to write');
   assert.deepEqual(statusPatch(declaring, declaring, false), {});
   assert.deepEqual(statusPatch(declaring, plain, false), { declaredFeatures: null });

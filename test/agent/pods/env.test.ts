@@ -266,6 +266,27 @@ test('resources are divided by the divisor and rounded up; limits default to all
   refused(of('limits.cpu', 'nobody'), /container nobody not found/);
 });
 
+test('limits that are not set are those of the pod where it has some (KEP-2837)', () => {
+  const base = options({});
+  const limits = { cpu: '1250m', memory: '64Mi', 'hugepages-2Mi': '4Mi' };
+  const cases: readonly [string, string, object, string][] = [
+    ['limits.cpu', '1m', { limits }, '1250'],
+    ['limits.memory', '1Mi', { limits }, '64'],
+    ['limits.hugepages-2Mi', '1Mi', { limits }, '0'],
+    ['limits.ephemeral-storage', '1Gi', { limits: { 'ephemeral-storage': '1Gi' } }, '10'],
+    ['limits.memory', '1Ki', { limits: { memory: '0' } }, '1000'],
+    ['limits.memory', '1Ki', { requests: { memory: '64Mi' } }, '1000'],
+  ];
+  for (const [resource, divisor, resources, expected] of cases) {
+    const pod = { ...base.pod, spec: { ...base.pod.spec!, resources } as Pod['spec'] };
+    const container = {
+      ...base.container,
+      env: [{ name: 'V', valueFrom: { resourceFieldRef: { resource, divisor } } }],
+    };
+    assert.deepEqual(makeEnv({ ...base, pod, container }), [{ key: 'V', value: expected }], resource);
+  }
+});
+
 const kubernetes: Service = {
   metadata: { name: 'kubernetes', namespace: 'default' },
   spec: { clusterIP: '10.96.0.1', ports: [{ name: 'https', port: 443, protocol: 'TCP' }] },

@@ -223,10 +223,16 @@ export function fakeRuntime(clock: Clock, delay: () => Promise<void> = turn): Fa
     },
     updateContainerResources: async () => {},
     handlers: async () => [],
+    features: async () => ({
+      supplementalGroupsPolicy: true,
+      userNamespacesHostNetwork: false,
+      mountOptions: true,
+    }),
     exec: async () => 0,
     attach: async () => {},
     portForward: async () => {},
     reopenContainerLog: async () => {},
+    checkpointContainer: async () => {},
     containerEvents(listener) {
       listeners.add(listener);
       return () => listeners.delete(listener);

@@ -124,7 +124,7 @@ test('a failed pull shows its error, then the back-off, and is tried again', () 
     reason: 'ImagePullBackOff',
     message: 'Back-off pulling image "example:1": ErrImagePull: not found',
   });
-  assert.deepEqual(keys(at(6000).actions), ['note note/app/BackOff']);
+  assert.deepEqual(keys(at(6000).actions), ['note note/app/BackOff', 'note note/app/Failed']);
   assert.equal(at(6000).wakeAt, now + 10_000);
   assert.ok(keys(at(10_000).actions).includes('image image/app'));
 });

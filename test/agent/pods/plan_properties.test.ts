@@ -17,6 +17,7 @@ import { type Plan, plan } from '../../../agent/pods/plan/plan.ts';
 import { needsRestart, withChange } from '../../../agent/pods/resources/resize_plan.ts';
 import { containerHash } from '../../../agent/pods/spec/container_config.ts';
 import { annotationNames, restartsAfter } from '../../../agent/pods/spec/pod.ts';
+import { effectiveNeeds } from '../../../agent/pods/spec/qos.ts';
 import type { ContainerStatus, PodSandboxStatus } from '../../../runtime/api.ts';
 import { makeContainer, makePod, makeSandbox, seeded, time } from './objects.ts';
 
@@ -89,7 +90,7 @@ function run(seed: number): void {
       state === 'running' &&
       annotations['io.kubernetes.container.hash'] === containerHash(container) &&
       memory.probes[id]?.failed === undefined &&
-      !needsRestart(memory.resize, container, model.containers.find((one) => one.id === id)!) &&
+      !needsRestart(memory.resize, container, pod, model.containers.find((one) => one.id === id)!) &&
       model.sandboxes.some((box) => box.id === podSandboxId && box.state === 'ready')
     );
   };
@@ -191,7 +192,7 @@ function run(seed: number): void {
           ...made,
           annotations: {
             ...made.annotations,
-            [annotationNames.resources]: JSON.stringify(container.resources),
+            [annotationNames.resources]: JSON.stringify(effectiveNeeds(container, pod)),
           },
         };
         break;
@@ -204,7 +205,7 @@ function run(seed: number): void {
         if (memory.resize?.progress?.generation !== action.generation) break;
         for (const one of model.containers) {
           const container = all().find(({ name }) => name === one.metadata.name)!;
-          const late: boolean = one.state === 'running' && needsRestart(memory.resize, container, one);
+          const late: boolean = one.state === 'running' && needsRestart(memory.resize, container, pod, one);
           assert.ok(!late, say(`the resize is done before ${one.metadata.name} was made anew`));
         }
         memory = { ...memory, resize: undefined };

@@ -181,16 +181,24 @@ test("secrets are tried before the node's own, one after the other; the rest is 
   assert.equal(tried.length, 6);
 });
 
-test('missing and unreadable secrets are told of, and the pull goes on', async (t) => {
-  const { ensure, objects, secret } = await world(t);
+test('missing and unreadable secrets are told of where a pull failed, which goes on without them', async (t) => {
+  const { ensure, objects, secret, guarded } = await world(t);
   secret('good', 'me');
   objects.secrets.set('default/broken', {
     type: 'kubernetes.io/dockerconfigjson',
     data: { '.dockerconfigjson': Buffer.from('{"auths": "hidden"').toString('base64') },
   });
-  const { id, events } = await ensure(app, 'IfNotPresent', ['gone', 'good', 'broken', 'away']);
-  assert.equal(id, `id:${app}`);
-  assert.deepEqual(events.slice(0, 2), [
+  const secrets = ['gone', 'good', 'broken', 'away'];
+  const fine = await ensure(app, 'Always', secrets);
+  assert.equal(fine.id, `id:${app}`);
+  assert.deepEqual(
+    fine.events.map((line) => line.split(' ', 2).join(' ')),
+    ['Normal Pulling', 'Normal Pulled'],
+  );
+  guarded.set(app, ['other']);
+  const { reason, events } = await ensure(app, 'Always', secrets);
+  assert.equal(reason, 'ErrImagePull');
+  assert.deepEqual(events.slice(1, 3), [
     'Warning FailedToRetrieveImagePullSecret web: Unable to retrieve some image pull secrets (gone, away); attempting to pull the image may not succeed.',
     'Warning FailedToRetrieveImagePullSecret web: Unable to read all of the image pull secret broken: it is not valid JSON; attempting to pull the image may not succeed.',
   ]);

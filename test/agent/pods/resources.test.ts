@@ -41,6 +41,7 @@ import { containerResourceStatus, podResources } from '../../../agent/pods/resou
 import { judge } from '../../../agent/pods/spec/admission.ts';
 import {
   containerResources,
+  effectiveNeeds,
   oomScoreAdj,
   podCgroupResources,
   qosClassOf,
@@ -162,10 +163,18 @@ test('a resizePolicy restarts for its own resource only', () => {
   const made = { requests: { cpu: '1', memory: '1Gi' } };
   const now = (cpu: string, memory: string, more: object) => asking({ cpu, memory }, undefined, more);
   const [never, onMemory] = [policy('NotRequired', 'NotRequired'), policy('NotRequired', 'RestartContainer')];
-  assert.equal(restartsFor(now('2', '2Gi', never), made), false);
-  assert.equal(restartsFor(now('2', '1Gi', onMemory), made), false);
-  assert.equal(restartsFor(now('1', '2Gi', onMemory), made), true);
-  assert.equal(restartsFor(now('1', '1024Mi', onMemory), made), false);
+  const pod = makePod();
+  assert.equal(restartsFor(now('2', '2Gi', never), pod, made), false);
+  assert.equal(restartsFor(now('2', '1Gi', onMemory), pod, made), false);
+  assert.equal(restartsFor(now('1', '2Gi', onMemory), pod, made), true);
+  assert.equal(restartsFor(now('1', '1024Mi', onMemory), pod, made), false);
+  // A limit that is not its own comes with the pod's.
+  const whole = (memory: string) => makePod({ resources: { limits: { cpu: '3', memory } } } as object);
+  const bare = asking({}, undefined, onMemory);
+  assert.equal(restartsFor(bare, whole('4Gi'), effectiveNeeds(bare, whole('4Gi'))), false);
+  assert.equal(restartsFor(bare, whole('4Gi'), effectiveNeeds(bare, whole('3Gi'))), true);
+  const own = asking({}, { memory: '1Gi' }, onMemory);
+  assert.equal(restartsFor(own, whole('4Gi'), effectiveNeeds(own, whole('3Gi'))), false);
 });
 
 test('a resize goes: stop what must be made anew, set the cgroups, tell', () => {
@@ -177,7 +186,7 @@ test('a resize goes: stop what must be made anew, set the cgroups, tell', () => 
   const running = makeContainer('c0', container, 'running', { annotations });
   const state = withChange(undefined, { pending: undefined, begun: 2 })!;
   assert.ok(holdsStarts(state));
-  assert.ok(needsRestart(state, container, running));
+  assert.ok(needsRestart(state, container, pod, running));
   const next = (of: typeof state, newest: typeof running | undefined, keys: string[] = []) =>
     resizeActions(pod, of, () => newest, new Map(keys.map((key) => [key, {}])), time).actions.map(
       ({ kind }) => kind,
@@ -195,7 +204,7 @@ test('a resize goes: stop what must be made anew, set the cgroups, tell', () => 
   const failure = { reason: 'Error', message: 'x', count: 1, at: time, retryAt: time + 5 };
   assert.equal(resizeActions(pod, { ...state, failure }, () => ended, new Map(), time).wakeAt, time + 5);
   assert.deepEqual(next({ ...state, failure: { ...failure, retryAt: time } }, ended), ['resize']);
-  assert.ok(!needsRestart(undefined, container, running), 'nothing is restarted without a resize');
+  assert.ok(!needsRestart(undefined, container, pod, running), 'nothing is restarted without a resize');
 });
 
 test('conditions of a resize keep their time and their generation, and go again', () => {
@@ -233,6 +242,37 @@ test('statuses show what the cgroup has only while it may differ', () => {
     resources: { requests: { cpu: '100m', memory: '64Mi' }, limits: { cpu: '200m', memory: '64Mi' } },
   });
   assert.deepEqual(podResources(makePod()), {});
+  // Half a byte may be asked for, and then it is what was given.
+  const odd = makePod({
+    containers: [asking({})],
+    resources: { requests: { cpu: '4m', memory: '10m' } },
+  } as object);
+  const requests = { cpu: '4m', memory: '10m' };
+  assert.deepEqual(podResources(odd), { resources: { requests }, allocatedResources: requests });
+});
+
+test('the status of a pod as a whole: what it was given, and what it still has while that is not done', () => {
+  const needs = (cpu: string, memory: string) => ({
+    requests: { cpu, memory },
+    limits: { cpu, memory },
+  });
+  const pod = makePod({ containers: [asking({})], resources: needs('200m', '10Ki') } as object);
+  assert.deepEqual(podResources(pod), {
+    resources: needs('200m', '10Ki'),
+    allocatedResources: { cpu: '200m', memory: '10Ki' },
+  });
+  assert.deepEqual(podResources(pod, needs('100m', '64Mi')), {
+    resources: { requests: { cpu: '100m', memory: '10Ki' }, limits: { cpu: '100m', memory: '64Mi' } },
+    allocatedResources: { cpu: '200m', memory: '10Ki' },
+  });
+  assert.deepEqual(
+    podResources(pod, { requests: { cpu: '100m' } }),
+    {
+      resources: { requests: { cpu: '100m', memory: '10Ki' }, limits: { cpu: '200m', memory: '10Ki' } },
+      allocatedResources: { cpu: '200m', memory: '10Ki' },
+    },
+    'what was not told of is as it was given',
+  );
 });
 
 test('property: kernel numbers of a container that has what it was given read back as its own words', () => {
@@ -360,6 +400,7 @@ test('the groups above the pods', () => {
 
 test('the groups are written once for each change, the last one always, and again after a failure', async () => {
   const written: string[] = [];
+  const told: string[] = [];
   let broken = true;
   const groups = makeQosGroups({
     cgroups: {
@@ -371,6 +412,7 @@ test('the groups are written once for each change, the last one always, and agai
     },
     settings: { driver: 'cgroupfs', root: '/', cpuCfsQuota: true, cpuCfsPeriodUs: 100_000 },
     limits: { cpuShares: 4096 },
+    tell: (...event) => told.push(event.join(' ')),
     log: makeLogger('silent'),
   });
   const idle = async () => {
@@ -387,6 +429,10 @@ test('the groups are written once for each change, the last one always, and agai
   groups.update([podOf('a', { cpu: '3' })]);
   await idle();
   assert.deepEqual(written, ['/kubepods 4096', '/kubepods/besteffort 2', '/kubepods/burstable 3072']);
+  assert.deepEqual(told, [
+    'Warning FailedNodeAllocatableEnforcement Failed to update Node Allocatable Limits "/kubepods": no cgroup',
+    'Normal NodeAllocatableEnforced Updated Node Allocatable limit across pods',
+  ]);
 });
 
 test('the groups of others are held to their reservations where that is enforced', () => {

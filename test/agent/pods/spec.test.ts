@@ -191,7 +191,12 @@ test('dnsConfig is merged, and what does not fit is told of', () => {
     dnsSettings,
   );
   assert.equal(long.dns.searches.length, 32);
-  assert.match(podDns(makePod(), { ...dnsSettings, clusterDns: [] }).warnings[0]!, /clusterDNS/);
+  const without = podDns(makePod(), { ...dnsSettings, clusterDns: [] });
+  assert.match(without.missing!, /ClusterDNS IP .* using "ClusterFirst" policy\. Falling back to "Default"/);
+  assert.equal(
+    podDns(makePod({ dnsPolicy: 'Default' }), { ...dnsSettings, clusterDns: [] }).missing,
+    undefined,
+  );
 });
 
 test('resolv.conf is read as resolvers do', () => {
@@ -360,31 +365,6 @@ test('subPath must stay in its volume', () => {
       () => of(bad),
       (error) => isError(error, 'CONTAINER_CONFIG_INVALID'),
     );
-});
-
-test("security: the container's wishes over the pod's", () => {
-  const security = (own: object, ofPod: object, image = {}) =>
-    configOf(makePod({ containers: [{ name: 'app', securityContext: own }], securityContext: ofPod }), {
-      imageUser: image,
-    }).linux.security;
-  assert.equal(security({ runAsUser: 5 }, { runAsUser: 6 }).runAsUser, 5);
-  assert.equal(security({}, { runAsUser: 6 }).runAsUser, 6);
-  assert.deepEqual(security({}, { fsGroup: 7, supplementalGroups: [8] }).supplementalGroups, [7, 8]);
-  assert.equal(security({ allowPrivilegeEscalation: false }, {}).noNewPrivs, true);
-  assert.deepEqual(
-    security({}, { seccompProfile: { type: 'Localhost', localhostProfile: 'p.json' } }).seccomp,
-    {
-      type: 'Localhost',
-      localhostRef: '/seccomp/p.json',
-    },
-  );
-  assert.deepEqual(security({}, {}).seccomp, { type: 'Unconfined' });
-  assert.ok((security({}, {}).maskedPaths?.length ?? 0) > 5);
-  assert.deepEqual(security({ procMount: 'Unmasked' }, {}).maskedPaths, []);
-  assert.throws(() => security({ runAsNonRoot: true, runAsUser: 0 }, {}), /breaks non-root policy/);
-  assert.throws(() => security({}, { runAsNonRoot: true }), /image will run as root/);
-  assert.throws(() => security({ runAsNonRoot: true }, {}, { username: 'joe' }), /non-numeric user \(joe\)/);
-  assert.equal(security({ runAsNonRoot: true }, {}, { uid: 1000 }).runAsUser, 1000);
 });
 
 const node = {

@@ -229,11 +229,8 @@ test('what is missing fails with the words of kubelet; optional things may be mi
       { name: 'v', downwardAPI: { items: [{ path: 'x', fieldRef: { fieldPath: 'spec.nodeName' } }] } },
       /unsupported fieldPath/,
     ],
-    [
-      { name: 'v', persistentVolumeClaim: { claimName: 'x' } },
-      /does not support persistentVolumeClaim volumes yet/,
-    ],
-    [{ name: 'v', nfs: { server: 's', path: '/' } }, /does not support nfs volumes yet/],
+    [{ name: 'v', gcePersistentDisk: { pdName: 'x' } }, /does not support gcePersistentDisk volumes/],
+    [{ name: 'v', iscsi: { targetPortal: 's', iqn: 'i', lun: 0 } }, /does not support iscsi volumes/],
     [
       { name: 'v', projected: { sources: [{ clusterTrustBundle: { path: 'x' } } as object] } },
       /clusterTrustBundle are not supported/,
