@@ -54,7 +54,11 @@ export async function openApi(config: AgentConfig, parts: Parts): Promise<void> 
       pods: () => pods.pods(),
       container: (namespace, name, container, previous) => logOf(pods, namespace, name, container, previous),
       healthy,
-      streams: { runtime, handlers: async () => (await streaming()).handlers },
+      streams: {
+        runtime,
+        handlers: async () => (await streaming()).handlers,
+        runningUid: (uid) => pods.runningUid(uid),
+      },
       checkpoints: { runtime, folder: join(keelson.kubeletDir, 'checkpoints') },
       stats: lazyStats({
         nodeName,

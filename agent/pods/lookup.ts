@@ -1,5 +1,6 @@
-/** Finding a container of a pod for the node's API. */
+/** What the node's API asks of pods: the pod with its status of now, a container's log. */
 import type { ContainerStatus } from '../../runtime/api.ts';
+import type { Pod, PodStatus } from '../apiserver/types.ts';
 import type { ObservedPod } from './types.ts';
 
 export interface ContainerLog {
@@ -43,4 +44,18 @@ export function findContainer(
   function running(): boolean {
     return now().containers.some((container) => container.id === id && container.state !== 'exited');
   }
+}
+
+/** The pod with the status that it has now, whether or not it is written. */
+export function withStatus({ pod, status }: { readonly pod: Pod; readonly status?: PodStatus }): Pod {
+  return status === undefined ? pod : { ...pod, status: { ...pod.status, ...status } };
+}
+
+/** Where the running containers of a pod log. */
+export function runningLogs({
+  containers,
+}: ObservedPod): { readonly id: string; readonly logPath: string }[] {
+  return containers
+    .filter(({ state, logPath }) => state === 'running' && logPath !== '')
+    .map(({ id, logPath }) => ({ id, logPath }));
 }

@@ -1,15 +1,14 @@
 /** All pods of the node: takes them from the sources, keeps a worker for each, writes their status. */
 import { availableParallelism } from 'node:os';
 import type { Pod, PodStatus } from '../apiserver/types.ts';
-import { removeDeadLinks } from '../logs/links.ts';
 import { criticality, isMirror } from '../manifests/mirror_plan.ts';
 import { makeMirrors } from '../manifests/mirrors.ts';
 import type { Shared } from './actions/context.ts';
 import { makeHandlers } from './actions/handlers.ts';
 import { makeUserIds } from './actions/user_ids.ts';
-import { type ContainerLog, findContainer } from './lookup.ts';
-import { nothingObserved } from './observe.ts';
-import { findOrphans, findPredecessors } from './orphans.ts';
+import { type ContainerLog, findContainer, runningLogs, withStatus } from './lookup.ts';
+import { nothingObserved, startRelist } from './observe.ts';
+import { makeRemains } from './orphans.ts';
 import { isTerminalPhase } from './plan/conditions.ts';
 import type { Eviction } from './plan/memory.ts';
 import { swapForbids } from './resources/kernel_limits.ts';
@@ -18,7 +17,7 @@ import { makeResizer } from './resources/resizer.ts';
 import { makeRoom } from './resources/room.ts';
 import { makeTurns } from './resources/turns.ts';
 import { type NodeFacts, type Refusal, refusalOf } from './spec/admission.ts';
-import { formatPod, labelNames, uidOf } from './spec/pod.ts';
+import { formatPod, uidOf } from './spec/pod.ts';
 import { makeStatusWriter, type StatusWriter } from './status_writer.ts';
 import type { TimelineEntry } from './timeline.ts';
 import type { PodSink, PodSourceKind } from './types.ts';
@@ -187,34 +186,14 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     held.get(event.sandbox.uid)?.worker.runtimeChanged(event.type);
   });
   const relistMs = options.relistMs ?? 60_000;
-  let cancelRelist = clock.after(relistMs, relist);
-  let cancelOrphans = () => {};
-
-  /** Wakes the workers whose sandboxes or containers are not as they think. */
-  function relist(): void {
-    void (async () => {
-      try {
-        const [sandboxes, containers] = await Promise.all([
-          runtime.listPodSandbox(),
-          runtime.listContainers(),
-        ]);
-        const seen = new Map<string, string[]>();
-        for (const { id, state, labels } of [...sandboxes, ...containers]) {
-          const uid = labels[labelNames.podUid];
-          if (uid !== undefined) seen.set(uid, [...(seen.get(uid) ?? []), `${id} ${state}`]);
-        }
-        for (const [uid, { worker }] of held) {
-          const { sandboxes: boxes, containers: own } = worker.observed;
-          const thought = [...boxes, ...own].map(({ id, state }) => `${id} ${state}`).sort();
-          if (thought.join() !== (seen.get(uid) ?? []).sort().join()) worker.wake();
-        }
-      } catch (error) {
-        log.warn({ err: error }, 'cannot list what the runtime has');
-      }
-      resizer.retry();
-      if (!closed) cancelRelist = clock.after(relistMs, relist);
-    })();
-  }
+  const relisting = startRelist({
+    runtime,
+    everyMs: relistMs,
+    workers: () => [...held].map(([uid, { worker }]) => [uid, worker] as const),
+    onDone: () => resizer.retry(),
+    clock,
+    log,
+  });
 
   function add(source: PodSourceKind, wanted: Pod, orphan = false): void {
     const uid = uidOf(wanted);
@@ -347,33 +326,17 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     known.worker.remove();
   }
 
-  async function removeOrphans(): Promise<void> {
-    try {
-      const known = (uid: string) => held.has(uid);
-      const pods = await findOrphans(options, known);
-      for (const pod of pods) {
-        if (closed || held.has(uidOf(pod))) continue;
-        log.info({ pod: formatPod(pod) }, 'removing what is left of a pod that is not wanted any more');
-        add('api', pod, true);
-      }
-      mirrors?.settled();
-      const { containerLogsDir, podLogsDir } = options.config;
-      const containers = await runtime.listContainers();
-      await removeDeadLinks(containerLogsDir, podLogsDir, new Set(containers.map(({ id }) => id)));
-    } catch (error) {
-      log.warn({ err: error }, 'cannot look for what is left of unknown pods, trying again');
-      if (!closed) cancelOrphans = clock.after(relistMs, () => void removeOrphans());
-    }
-  }
+  const remains = makeRemains({
+    ...options,
+    retryMs: relistMs,
+    isKnown: (uid) => held.has(uid),
+    takeDown: (pod) => add('api', pod, true),
+    onFound: () => mirrors?.settled(),
+  });
 
   /** Static pods that were changed while the agent was away wait for what is left of the ones before. */
   async function beginSource(source: PodSourceKind): Promise<void> {
-    try {
-      const before = await findPredecessors(options, firstLists.get(source) ?? [], (uid) => held.has(uid));
-      for (const pod of before) if (!closed && !held.has(uidOf(pod))) add('api', pod, true);
-    } catch (error) {
-      log.warn({ err: error }, 'cannot look for what is left of earlier static pods');
-    }
+    await remains.ofEarlier(() => firstLists.get(source) ?? []);
     begun.add(source);
     const pods = firstLists.get(source) ?? [];
     firstLists.delete(source);
@@ -401,7 +364,7 @@ export function makePodManager(options: PodManagerOptions): PodManager {
       upsert(source, pod);
     if (awaited.delete(source) && awaited.size === 0) {
       resizer.retry();
-      void removeOrphans();
+      void remains.ofUnknown();
     }
   }
 
@@ -409,31 +372,16 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     replaceAll,
     upsert,
     remove,
-    pods: () =>
-      [...held.values()].map(({ worker }) =>
-        worker.status === undefined
-          ? worker.pod
-          : { ...worker.pod, status: { ...worker.pod.status, ...worker.status } },
-      ),
+    pods: () => [...held.values()].map(({ worker }) => withStatus(worker)),
     containerLog(namespace, pod, container, previous = false) {
       // The newest: one of the same name may still be on its way out.
       const found = [...held.values()].findLast(
         ({ worker }) => worker.pod.metadata?.name === pod && worker.pod.metadata.namespace === namespace,
       );
-      return findContainer(
-        found?.worker.observed ?? nothingObserved,
-        container,
-        previous,
-        exitListeners,
-        () => found?.worker.observed ?? nothingObserved,
-      );
+      const now = () => found?.worker.observed ?? nothingObserved;
+      return findContainer(now(), container, previous, exitListeners, now);
     },
-    runningLogs: () =>
-      [...held.values()].flatMap(({ worker }) =>
-        worker.observed.containers
-          .filter(({ state, logPath }) => state === 'running' && logPath !== '')
-          .map(({ id, logPath }) => ({ id, logPath })),
-      ),
+    runningLogs: () => [...held.values()].flatMap(({ worker }) => runningLogs(worker.observed)),
     evict(uid, eviction) {
       const one = held.get(uid);
       if (one === undefined || one.removed || one.ended()) return false;
@@ -448,8 +396,8 @@ export function makePodManager(options: PodManagerOptions): PodManager {
     timeline: (uid) => held.get(uid)?.worker.timeline.entries() ?? [],
     async close() {
       closed = true;
-      cancelRelist();
-      cancelOrphans();
+      relisting.close();
+      remains.close();
       endEvents();
       await Promise.all([...held.values()].map(({ worker }) => worker.close()));
       await mirrors?.close();

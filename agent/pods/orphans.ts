@@ -1,10 +1,13 @@
-/** What is on the node of pods that no source knows: found when all sources have told all they have. */
+/** What is on the node of pods that no source knows: found, and taken down, when all sources have told all they have. */
 import type { Container, PodSandbox, RuntimeService } from '../../runtime/api.ts';
 import type { Cgroups } from '../../runtime/host/cgroups.ts';
+import type { Clock } from '../../runtime/host/clock.ts';
 import { listFolder } from '../../runtime/host/files.ts';
+import type { Logger } from '../../runtime/host/log.ts';
 import type { Pod } from '../apiserver/types.ts';
+import { removeDeadLinks } from '../logs/links.ts';
 import type { VolumeManager } from '../volumes/types.ts';
-import { annotationNames, labelNames } from './spec/pod.ts';
+import { annotationNames, formatPod, labelNames, uidOf } from './spec/pod.ts';
 import { type CgroupSettings, podCgroupParents, uidOfCgroup } from './spec/qos.ts';
 
 /**
@@ -100,4 +103,63 @@ function hookOf(annotation: string | undefined): object {
   } catch {
     return {};
   }
+}
+
+type Places = Parameters<typeof findOrphans>[0];
+
+export interface Remains {
+  /** Of pods that no source knows, once all have told everything; tried again until it succeeds. */
+  ofUnknown(): Promise<void>;
+  /** Of earlier static pods that had the names of `pods`, which is asked when they are looked for. Never rejects. */
+  ofEarlier(pods: () => readonly Pod[]): Promise<void>;
+  close(): void;
+}
+
+export function makeRemains(
+  options: Places & {
+    readonly config: Places['config'] & { readonly containerLogsDir: string };
+    readonly retryMs: number;
+    readonly isKnown: (uid: string) => boolean;
+    readonly takeDown: (remains: Pod) => void;
+    /** All are found; they are not gone yet. */
+    readonly onFound: () => void;
+    readonly clock: Clock;
+    readonly log: Logger;
+  },
+): Remains {
+  const { runtime, config, retryMs, isKnown, takeDown, clock, log } = options;
+  let closed = false;
+  let cancel = () => {};
+
+  async function ofUnknown(): Promise<void> {
+    try {
+      for (const pod of await findOrphans(options, isKnown)) {
+        if (closed || isKnown(uidOf(pod))) continue;
+        log.info({ pod: formatPod(pod) }, 'removing what is left of a pod that is not wanted any more');
+        takeDown(pod);
+      }
+      options.onFound();
+      const containers = new Set((await runtime.listContainers()).map(({ id }) => id));
+      await removeDeadLinks(config.containerLogsDir, config.podLogsDir, containers);
+    } catch (error) {
+      log.warn({ err: error }, 'cannot look for what is left of unknown pods, trying again');
+      if (!closed) cancel = clock.after(retryMs, () => void ofUnknown());
+    }
+  }
+
+  return {
+    ofUnknown,
+    async ofEarlier(pods) {
+      try {
+        const before = await findPredecessors(options, pods(), isKnown);
+        for (const pod of before) if (!closed && !isKnown(uidOf(pod))) takeDown(pod);
+      } catch (error) {
+        log.warn({ err: error }, 'cannot look for what is left of earlier static pods');
+      }
+    },
+    close() {
+      closed = true;
+      cancel();
+    },
+  };
 }

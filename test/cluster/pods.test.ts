@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
+import type { Pod } from 'kubernetes-types/core/v1.js';
 import { makePod, pageOf, type Stage, setStage, skip, statusOf, webServer } from './stage.ts';
 
 const namespace = 'pods';
@@ -53,12 +54,22 @@ async function crash(stage: Stage): Promise<void> {
   assert.equal(waiting.status!.phase, 'Running');
   await stage.event(namespace, 'crash', ({ reason, type }) => reason === 'BackOff' && type === 'Warning');
 
+  /** When the newest container was started; one that is made and not started yet shows the run before it. */
+  const startOf = (pod: Pod) => {
+    const { containerID, state, lastState } = statusOf(pod)!;
+    const ended = [state?.terminated, lastState?.terminated].find((end) => end?.containerID === containerID);
+    return (state?.running ?? ended)?.startedAt;
+  };
   const runAfter = async (count: number) => {
-    const pod = await stage.pod(namespace, 'crash', (now) => statusOf(now)!.restartCount > count, 90_000);
-    const { restartCount, state, lastState } = statusOf(pod)!;
+    const pod = await stage.pod(
+      namespace,
+      'crash',
+      (now) => statusOf(now)!.restartCount > count && startOf(now) !== undefined,
+      90_000,
+    );
+    const { restartCount } = statusOf(pod)!;
     assert.equal(restartCount, count + 1);
-    const run = state?.running ?? state?.terminated ?? lastState!.terminated!;
-    return { count: restartCount, startedAt: run.startedAt! };
+    return { count: restartCount, startedAt: startOf(pod)! };
   };
   const second = await runAfter(status.restartCount);
   const pause = Date.parse(second.startedAt) - Date.parse(last.finishedAt!);

@@ -1,9 +1,13 @@
 /** Static pods at a real apiserver: their mirrors, and that nothing but the manifest decides over them. */
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import type { Node, Pod } from 'kubernetes-types/core/v1.js';
+import { clusterPrograms } from '../peers/binaries.ts';
+import { freePorts } from '../peers/process.ts';
 import { isReady, makePod, pageOf, type Stage, setStage, skip, statusOf, webServer } from './stage.ts';
 
 const namespace = 'static';
@@ -14,6 +18,9 @@ test('static pods', { skip }, async (t) => {
   await stage.makeNamespace(namespace);
   const nothing = await stage.node.traces();
   await t.test('a manifest has a mirror with status, owner and logs', () => appears(stage));
+  await t.test('exec, attach, logs, port-forward and run reach the static pod by its mirror', () =>
+    streams(stage),
+  );
   await t.test('a mirror that is deleted comes back, and the static pod runs on', () => deletedMirror(stage));
   await t.test('a changed manifest restarts only its pod, after the old one has ended', () => changed(stage));
   await t.test('a manifest that changes, or goes, while the agent is away', () => away(stage));
@@ -55,6 +62,64 @@ async function appears(stage: Stage): Promise<void> {
     { apiVersion: 'v1', kind: 'Node', name: node.name, uid: object!.metadata!.uid, controller: true },
   ]);
   assert.equal(await cluster.kubectl(['-n', namespace, 'logs', pod.metadata!.name!]), '');
+}
+
+/** With the mirror's name, and with its uid where the node's API takes one. */
+async function streams(stage: Stage): Promise<void> {
+  const { cluster, node, images } = stage;
+  const echo = {
+    name: 'echo',
+    image: images.one,
+    stdin: true,
+    command: ['sh', '-c', 'echo ready; while read line; do echo "got $line"; done; sleep 100000'],
+  };
+  await put(stage, 'talks.json', makePod(namespace, 'talks', { containers: [webServer(images.one), echo] }));
+  const name = mirrorName(stage, 'talks');
+  const { metadata } = await stage.pod(namespace, name, isReady);
+  const kubectl = (...args: string[]) => cluster.kubectl(['-n', namespace, ...args]);
+  assert.equal(await kubectl('exec', name, '-c', 'web', '--', 'cat', '/www/index.html'), 'one\n');
+  await assert.rejects(kubectl('exec', name, '-c', 'web', '--', 'sh', '-c', 'exit 7'), /exit code 7/);
+  assert.equal(await kubectl('logs', name, '-c', 'echo'), 'ready\n');
+
+  const programs = await clusterPrograms();
+  assert.ok(!('missing' in programs));
+  const env = { PATH: process.env['PATH']!, HOME: cluster.folder, KUBECONFIG: cluster.adminKubeconfig };
+  /** Runs kubectl until `wanted` is among its lines. */
+  const until = async (args: string[], wanted: RegExp, input = '', then = async () => {}) => {
+    const child = spawn(programs.kubectl, ['-n', namespace, ...args], { env });
+    const late = setTimeout(() => child.kill('SIGKILL'), 30_000);
+    try {
+      child.stdin.write(input);
+      let said = '';
+      for await (const line of createInterface(child.stdout)) {
+        said += `${line}\n`;
+        if (wanted.test(line)) return await then();
+      }
+      assert.fail(`kubectl ${args[0]} ended without ${wanted}: ${said}`);
+    } finally {
+      clearTimeout(late);
+      child.kill('SIGKILL');
+    }
+  };
+  await until(['attach', '-i', name, '-c', 'echo'], /^got word$/, 'word\n');
+  assert.equal(await kubectl('logs', name, '-c', 'echo', '--tail=1'), 'got word\n');
+  const [port] = (await freePorts(1)) as [number];
+  await until(['port-forward', `pod/${name}`, `${port}:8080`], /^Forwarding from 127/, '', async () => {
+    const response = await fetch(`http://127.0.0.1:${port}/index.html`, {
+      headers: { connection: 'close' },
+      signal: AbortSignal.timeout(20_000),
+    });
+    assert.equal((await response.text()).trim(), 'one');
+  });
+
+  const run = (uid: string) => {
+    const path = `/api/v1/nodes/${node.name}/proxy/run/${namespace}/${name}/${uid}/web?cmd=hostname`;
+    return cluster.kubectl(['create', '--raw', path, '-f', '-'], { input: '{}' });
+  };
+  assert.equal((await run(metadata!.uid!)).trim(), name);
+  await assert.rejects(run('00000000-0000-0000-0000-000000000000'), /BadRequest|not found/);
+  await rm(join(node.paths.staticPodPath, 'talks.json'));
+  await gone(stage, 'talks');
 }
 
 async function deletedMirror(stage: Stage): Promise<void> {

@@ -14,6 +14,15 @@ export interface StreamsOptions {
   readonly runtime: Pick<RuntimeService, 'listContainers' | 'listPodSandbox' | 'execSync'>;
   /** Loaded with the first stream. */
   readonly handlers: () => Promise<StreamHandlers>;
+  /** The uid under which a pod runs: the apiserver knows a static pod by that of its mirror. */
+  readonly runningUid?: (uid: string) => string;
+}
+
+/** What the route names, with the uid that the pod has here. */
+function here<T extends StreamRoute>(route: T, { runningUid }: StreamsOptions): T {
+  return route.uid === undefined || runningUid === undefined
+    ? route
+    : { ...route, uid: runningUid(route.uid) };
 }
 
 /**
@@ -21,13 +30,15 @@ export interface StreamsOptions {
  * was, what the request is refused with: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION and what the runtime throws.
  */
 export async function serveStream(
-  { pods, runtime, handlers }: StreamsOptions,
-  route: StreamRoute,
+  options: StreamsOptions,
+  named: StreamRoute,
   { query }: Target,
   request: IncomingMessage,
   socket: Duplex,
   head: Buffer,
 ): Promise<void> {
+  const { pods, runtime, handlers } = options;
+  const route = here(named, options);
   if (route.verb === 'portForward') {
     const ports = readPorts(request.headers, query);
     const podSandboxId = await findSandbox(runtime, findPod(pods(), route), route);
@@ -53,11 +64,13 @@ export async function serveStream(
 
 /** `run`: the command's whole output, standard output first. Throws as `serveStream`, and EXEC_FAILED for exit codes. */
 export async function runCommand(
-  { pods, runtime }: StreamsOptions,
-  route: StreamRoute,
+  options: StreamsOptions,
+  named: StreamRoute,
   { query }: Target,
   signal: AbortSignal,
 ): Promise<Buffer> {
+  const { pods, runtime } = options;
+  const route = here(named, options);
   const containerId = await findRunning(runtime, findPod(pods(), route), route);
   const command = readRunCommand(query);
   const { stdout, stderr, exitCode } = await runtime.execSync(containerId, command, 0, signal);

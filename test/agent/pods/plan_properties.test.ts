@@ -17,6 +17,7 @@ import { type Plan, plan } from '../../../agent/pods/plan/plan.ts';
 import { needsRestart, withChange } from '../../../agent/pods/resources/resize_plan.ts';
 import { containerHash } from '../../../agent/pods/spec/container_config.ts';
 import { annotationNames, restartsAfter } from '../../../agent/pods/spec/pod.ts';
+import { effectiveNeeds } from '../../../agent/pods/spec/qos.ts';
 import type { ContainerStatus, PodSandboxStatus } from '../../../runtime/api.ts';
 import { makeContainer, makePod, makeSandbox, seeded, time } from './objects.ts';
 
@@ -191,7 +192,7 @@ function run(seed: number): void {
           ...made,
           annotations: {
             ...made.annotations,
-            [annotationNames.resources]: JSON.stringify(container.resources),
+            [annotationNames.resources]: JSON.stringify(effectiveNeeds(container, pod)),
           },
         };
         break;
