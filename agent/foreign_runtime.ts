@@ -18,6 +18,7 @@ export interface ForeignRuntime {
   readonly cgroupDriver: 'cgroupfs' | 'systemd';
   /** A folder in the file system of its images. */
   readonly imagesFolder: string;
+  readonly podCidrs: (cidrs: string) => Promise<void>;
   close(): void;
 }
 
@@ -72,6 +73,7 @@ export async function openForeignRuntime(options: ForeignRuntimeOptions): Promis
       runtime,
       name,
       images,
+      podCidrs: (cidrs) => client.updatePodCidrs(cidrs),
       collector: makeForeignCollector({ runtime, images, clock, log }),
       cgroupDriver,
       imagesFolder: disk?.mountpoint || config.keelson.kubeletDir,

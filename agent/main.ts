@@ -1,6 +1,5 @@
 /** Puts the node together: the only place that knows every room. Data flows from the sources to the workers. */
-import { flushCompileCache } from 'node:module';
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import type { ImageFolder } from '../images/archive/watch.ts';
 import { makeImages } from '../images/service.ts';
 import type { RuntimeService, RuntimeStats } from '../runtime/api.ts';
@@ -9,42 +8,34 @@ import { type Clock, systemClock } from '../runtime/host/clock.ts';
 import { KeelsonError } from '../runtime/host/errors.ts';
 import { ensureFolder } from '../runtime/host/files.ts';
 import { type Logger, makeLogger } from '../runtime/host/log.ts';
-import { giveMemoryBack } from '../runtime/host/memory.ts';
 import { systemdSlices } from '../runtime/host/slices.ts';
 import type { EmbeddedRuntime } from '../runtime/runtime.ts';
-import type { StreamingServer } from '../runtime/streaming/types.ts';
-import { startHealthz } from './api/healthz.ts';
-import { containerForLogs } from './api/log-container.ts';
-import { startNodeApi } from './api/server.ts';
-import { makeClient } from './apiserver/client.ts';
-import { makeEventRecorder } from './apiserver/events.ts';
-import { loadKubeconfig } from './apiserver/kubeconfig.ts';
 import { makeObjectCache } from './apiserver/objects.ts';
-import { parseQuantity } from './apiserver/quantity.ts';
-import { type Reflector, reflect } from './apiserver/reflector.ts';
-import type { Pod } from './apiserver/types.ts';
+import type { Reflector } from './apiserver/reflector.ts';
 import { type AgentConfig, loadConfig } from './config/load.ts';
-import { printConfig } from './config/print.ts';
-import { accessConfig, podsConfig } from './config/rooms.ts';
+import { accessConfig } from './config/rooms.ts';
 import { imageVerbs } from './control/images.ts';
 import { runtimeVerbs } from './control/runtime.ts';
 import { startControl } from './control/server.ts';
 import { type ImageAccess, makeImageAccess } from './images/access.ts';
-import { type ImageGc, startImageGc } from './images/gc.ts';
-import { startLogRotation } from './logs/rotate.ts';
-import { once, whenCalm } from './main/calm.ts';
-import { imagesOptions, openState } from './main/images.ts';
-import { kernelSettings } from './main/kernel.ts';
+import type { ImageGc } from './images/gc.ts';
+import { openApi } from './main/api.ts';
+import { openApiserver } from './main/apiserver.ts';
+import { once, whenIdle } from './main/calm.ts';
+import { startCsi } from './main/csi.ts';
+import { authsOfNode, imagesOptions, openState } from './main/images.ts';
+import { podSettings } from './main/pods/settings.ts';
 import { foreignRuntime, openRuntime } from './main/runtime.ts';
-import { kernelSecurity } from './main/security.ts';
-import { lazyStats } from './main/stats.ts';
-import { watchManifests } from './manifests/watch.ts';
+import { openSources, sourceKinds } from './main/sources.ts';
+import { lazyStreaming } from './main/streaming.ts';
+import { openImageGc, rotateLogs, watchArchives } from './main/upkeep.ts';
 import { fetchMetrics } from './metrics/fetches.ts';
 import { processMetrics } from './metrics/process.ts';
 import { countPulls } from './metrics/pulls.ts';
 import { declaredFeatures } from './node/declared_features.ts';
 import { makeFactsReader } from './node/facts.ts';
 import { startNode } from './node/node.ts';
+import { watchStorage } from './pods/eviction/storage_watch.ts';
 import { makePodManager } from './pods/manager.ts';
 import { makeProbeRoom } from './pods/prober.ts';
 import { kubepodsLimits, makeQosGroups, reservedGroups } from './pods/resources/qos_groups.ts';
@@ -64,12 +55,6 @@ export interface AgentOptions {
   /** Only the runtime and its CRI socket, for the kubelet of others: no pods of its own, no apiserver. */
   readonly runtimeOnly?: boolean;
 }
-
-/** No pod: nobody's secrets and service account. */
-const nobody = { namespace: '', name: '', uid: '', serviceAccount: '', pullSecrets: [] } as const;
-
-/** After a start or a change of containers, when memory that only they needed is given back. */
-const calmMs = 10_000;
 
 /** Runs the node until SIGTERM or SIGINT; containers go on without it. Resolves when it has started. */
 export async function startAgent(options: AgentOptions): Promise<void> {
@@ -135,11 +120,7 @@ async function assemble(
     let access: ImageAccess | undefined;
     let imageGc: ImageGc | undefined;
     let watched: ImageFolder | undefined;
-    /** What the node itself has for an image: for pulls of the command line, and for mirrors. */
-    const nodeAuths = async (image: string, signal: AbortSignal) => {
-      const found = await access?.credentials(image, nobody, signal);
-      return found?.credentials.map(({ auth }) => auth) ?? [];
-    };
+    const nodeAuths = authsOfNode(() => access);
     const imageRoom =
       db &&
       (await makeImages({
@@ -153,27 +134,13 @@ async function assemble(
     const pulls = ownPulls ?? countPulls(foreign!.images, clock);
     const { images } = pulls;
     let served: EmbeddedRuntime | undefined;
-    let opening: Promise<StreamingServer> | undefined;
-    const loadStreaming = async (): Promise<StreamingServer> => {
-      const { makeStreaming } = await import('../runtime/streaming/server.ts');
-      const idleMs = config.streamingConnectionIdleTimeout;
-      return makeStreaming({
-        runtime: served ?? foreign!.runtime,
-        clock,
-        log: log.child({ room: 'streaming' }),
-        idleMs,
-      });
-    };
-    const streaming = () => {
-      opening ??= loadStreaming();
-      return opening;
-    };
+    const streaming = lazyStreaming(() => served ?? foreign!.runtime, config, clock, log);
     // From here on: images can be listed and pulled while the rest starts.
     const control = await startControl({
       runDir: keelson.runDir,
       handlers: {
         ...imageVerbs({ images, authsFor: nodeAuths }),
-        ...runtimeVerbs({ runtime: () => served ?? foreign?.runtime, streaming }),
+        ...runtimeVerbs({ runtime: () => served ?? foreign?.runtime, streaming: streaming.open }),
       },
       log: log.child({ room: 'control' }),
       clock,
@@ -182,39 +149,23 @@ async function assemble(
     const own =
       db && ownPulls && (await openRuntime(config, { db, images: ownPulls.images, log, clock, after }));
     served = own?.runtime;
-    after(async () => (await opening)?.close());
+    after(() => streaming.close());
     if (runtimeOnly) {
       log.info({ version }, 'the runtime is up');
       return closeAll;
     }
     const runtime: RuntimeService & RuntimeStats = own?.runtime ?? foreign!.runtime;
 
-    const client =
-      kubeconfigFile === undefined
-        ? undefined
-        : makeClient({
-            access: await loadKubeconfig(kubeconfigFile),
-            clock,
-            log: log.child({ room: 'apiserver' }),
-            userAgent: `keelson/${version} (linux/${process.arch}) kubelet/${kubernetesVersion}`,
-            clientQps: config.kubeAPIQPS,
-            clientBurst: config.kubeAPIBurst,
-          });
-    if (client !== undefined) after(() => client.close());
-    const events = makeEventRecorder({
-      client,
-      host: nodeName,
-      clock,
-      log: log.child({ room: 'events' }),
-      qps: config.eventRecordQPS,
-      burst: config.eventBurst,
-    });
-    after(() => events.close());
+    const { client, events } = await openApiserver(config, { kubeconfigFile, clock, log, after });
     const facts = makeFactsReader({
       kubeletDir: keelson.kubeletDir,
       stateDir: foreign?.imagesFolder ?? keelson.stateDir,
       nodeIP: keelson.nodeIP,
     });
+    if (client === undefined && config.podCIDR)
+      await own
+        ?.podCidrs(config.podCIDR)
+        .catch((error: unknown) => log.error({ err: error }, 'podCIDR is not used'));
     let reflector: Reflector | undefined;
     const declared = declaredFeatures(config);
     const node =
@@ -232,6 +183,7 @@ async function assemble(
             kubeletVersion: `${kubernetesVersion}-keelson.${version}`,
             declaredFeatures: declared,
             onApiserverBack: () => reflector?.retryNow(),
+            onPodCidrs: own?.podCidrs ?? foreign?.podCidrs,
           });
     if (node !== undefined) {
       after(() => node.close());
@@ -258,48 +210,74 @@ async function assemble(
 
     const firstFacts = await facts.read();
     const allocatable = () => node?.current()?.status?.allocatable ?? {};
+    const nodeLabels = () => node?.current()?.metadata?.labels ?? {};
+    const csi = startCsi({
+      kubeletDir: keelson.kubeletDir,
+      nodeName,
+      client,
+      registered: node?.registered,
+      events,
+      clock,
+      log: log.child({ room: 'volumes' }),
+    });
+    after(() => csi.close());
     const volumes = makeVolumes({
+      kinds: [csi.kind],
       kubeletDir: keelson.kubeletDir,
       client,
       objects,
       nodeName,
       log: log.child({ room: 'volumes' }),
       clock,
+      ending: ending.signal,
       allocatable,
-      nodeLabels: () => node?.current()?.metadata?.labels ?? {},
+      nodeLabels,
       warn: (pod, reason, message) =>
         events.event({ apiVersion: 'v1', kind: 'Pod', metadata: pod.metadata }, 'Warning', reason, message),
     });
     const cgroups = detectCgroups();
     const cgroupDriver = foreign?.cgroupDriver ?? config.cgroupDriver;
     const groups = cgroupDriver === 'systemd' && cgroups.version === 2 ? systemdSlices(cgroups) : cgroups;
-    const { maskedPaths, selinux, ...kernelHas } = await kernelSecurity(config);
+    const { settings: podsSettings, kernelHas } = await podSettings(
+      { ...config, cgroupDriver },
+      firstFacts,
+      cgroups.version,
+    );
     const firstFeatures = await runtime.features();
-    const settings = podsConfig({ ...config, cgroupDriver });
-    const podsSettings = {
-      ...settings,
-      security: { ...settings.security, maskedPaths, selinux },
-      kernel: await kernelSettings(config, firstFacts, cgroups.version),
-    };
     const qosGroups = makeQosGroups({
       cgroups: groups,
       settings: podsSettings.cgroup,
       limits: kubepodsLimits(config, firstFacts),
       reserved: reservedGroups(config),
-      tell: (type, reason, message) =>
+      tell: (...event) =>
         events.event(
           {
             apiVersion: 'v1',
             kind: 'Node',
             metadata: { name: nodeName, uid: node?.current()?.metadata?.uid },
           },
-          type,
-          reason,
-          message,
+          ...event,
         ),
       log: log.child({ room: 'pods' }),
     });
     const probes = makeProbeRoom(clock);
+    const storageLimits = config.localStorageCapacityIsolation
+      ? watchStorage({
+          measure: async (limited, signal) => {
+            const { measureStorage } = await import('./pods/eviction/storage_use.ts');
+            const { kubeletDir } = keelson;
+            return measureStorage(limited, { runtime, kubeletDir, podLogsDir: config.podLogsDir }, signal);
+          },
+          imagesApart: async () => {
+            const { areApart } = await import('./pods/eviction/storage_use.ts');
+            return areApart(keelson.kubeletDir, foreign?.imagesFolder ?? keelson.stateDir);
+          },
+          evict: ({ metadata }, eviction) => pods.evict(metadata?.uid ?? '', eviction),
+          clock,
+          log: log.child({ room: 'pods' }),
+        })
+      : undefined;
+    after(() => storageLimits?.close());
     const pods = makePodManager({
       runtime,
       probes,
@@ -311,17 +289,13 @@ async function assemble(
       objects,
       events,
       config: { ...podsSettings, runtimeName: foreign?.name },
-      sources: [
-        ...(client === undefined ? [] : (['api'] as const)),
-        ...(config.staticPodPath === undefined ? [] : (['file'] as const)),
-        ...(config.staticPodURL === undefined ? [] : (['url'] as const)),
-      ],
+      sources: sourceKinds(config, client),
       memoryCapacity: firstFacts.memoryBytes,
       random: Math.random,
       nodeName,
       hostIps: () => node?.addresses() ?? firstFacts.addresses,
       allocatable,
-      nodeLabels: () => node?.current()?.metadata?.labels ?? {},
+      nodeLabels,
       nodeTaints: () => node?.current()?.spec?.taints,
       hostSecurity: () => ({
         ...kernelHas,
@@ -329,164 +303,50 @@ async function assemble(
         declaredFeatures: declared,
       }),
       memoryUsage: async (id, signal) => (await own?.runtime.containerStats(id, signal))?.memory?.usage,
-      onRequests: (requests) => qosGroups.update(requests),
+      onRequests: (requests) => {
+        qosGroups.update(requests);
+        storageLimits?.update(requests);
+      },
       log: log.child({ room: 'pods' }),
       clock,
     });
     after(() => pods.close());
-    imageGc = startImageGc({
+    imageGc = openImageGc(config, {
       images: ownPulls?.images ?? foreign!.collector,
       pods: () => pods.pods(),
-      disk: async () => (await facts.read()).imagefs,
-      thresholds: {
-        highPercent: config.imageGCHighThresholdPercent,
-        lowPercent: config.imageGCLowThresholdPercent,
-        minimumAgeMs: config.imageMinimumGCAge,
-        maximumAgeMs: config.imageMaximumGCAge,
-      },
-      nodeName,
+      facts,
       events,
       clock,
-      log: log.child({ room: 'images' }),
+      log,
     });
     after(() => imageGc?.close());
-    const rotation = startLogRotation({
+    after(rotateLogs(config, { runtime, logs: () => pods.runningLogs(), clock, log }));
+    reflector = await openSources(config, { client, sink: pods, clock, log, after });
+    await openApi(config, {
+      client,
+      ips: firstFacts.addresses,
+      pods,
+      streaming: streaming.open,
       runtime,
-      logs: () => pods.runningLogs(),
-      maxBytes: parseQuantity(config.containerLogMaxSize),
-      maxFiles: config.containerLogMaxFiles,
-      workers: config.containerLogMaxWorkers,
-      everyMs: config.containerLogMonitorInterval,
+      facts,
+      probeMetrics: [probes.counts.source],
+      metrics: [
+        pulls.source,
+        events.source,
+        ...(imageRoom ? [fetchMetrics(imageRoom.fetchMetrics)] : []),
+        processMetrics,
+      ],
       clock,
-      log: log.child({ room: 'logs' }),
+      log,
+      after,
     });
-    after(() => rotation.close());
-    if (config.staticPodPath !== undefined) {
-      const manifests = watchManifests({
-        folder: config.staticPodPath,
-        nodeName,
-        sink: pods,
-        log: log.child({ room: 'manifests' }),
-        clock,
-      });
-      after(() => manifests.close());
-    }
-    if (config.staticPodURL !== undefined) {
-      const { watchManifestUrl } = await import('./manifests/url.ts');
-      const manifests = watchManifestUrl({
-        url: config.staticPodURL,
-        headers: config.staticPodURLHeader,
-        everyMs: config.httpCheckFrequency,
-        nodeName,
-        sink: pods,
-        log: log.child({ room: 'manifests' }),
-        clock,
-      });
-      after(() => manifests.close());
-    }
-    if (client !== undefined) {
-      const watch = reflect<Pod>({
-        client,
-        path: '/api/v1/pods',
-        query: { fieldSelector: `spec.nodeName=${nodeName}` },
-        onReplace: (list) => pods.replaceAll('api', list),
-        onUpsert: (pod) => pods.upsert('api', pod),
-        onDelete: ({ metadata }) => pods.remove('api', metadata!.uid!),
-        clock,
-        log: log.child({ room: 'apiserver' }),
-      });
-      reflector = watch;
-      after(() => watch.close());
-    }
-
-    const healthy = () => ({ ok: true, message: 'ok' });
-    if (config.enableServer) {
-      const api = await startNodeApi({
-        address: config.address,
-        port: config.port,
-        tls: {
-          certFile: config.tlsCertFile,
-          keyFile: config.tlsPrivateKeyFile,
-          selfSignedFolder: join(keelson.kubeletDir, 'pki'),
-          names: [nodeName],
-          ips: [...new Set([...firstFacts.addresses, '127.0.0.1', '::1'])],
-        },
-        clientCaFile: config.authentication.x509.clientCAFile,
-        authentication: {
-          anonymous: config.authentication.anonymous.enabled,
-          webhook: config.authentication.webhook.enabled,
-        },
-        authorization: { mode: config.authorization.mode as 'AlwaysAllow' | 'Webhook' },
-        client,
-        nodeName,
-        log: log.child({ room: 'api' }),
-        clock,
-        pods: () => pods.pods(),
-        container(namespace, name, container, previous) {
-          const pod = pods
-            .pods()
-            .findLast(({ metadata }) => metadata?.name === name && metadata.namespace === namespace);
-          containerForLogs(pod, name, container, previous);
-          const found = pods.containerLog(namespace, name, container, previous);
-          if (found !== undefined) return found;
-          throw new KeelsonError('NOT_FOUND', `the log of container "${container}" in pod "${name}" is gone`);
-        },
-        healthy,
-        streams: { runtime, handlers: async () => (await streaming()).handlers },
-        checkpoints: { runtime, folder: join(keelson.kubeletDir, 'checkpoints') },
-        stats: lazyStats({
-          nodeName,
-          runtime,
-          facts,
-          pods: () => pods.pods(),
-          kubeletDir: keelson.kubeletDir,
-          podLogsDir: config.podLogsDir,
-          clock,
-          log: log.child({ room: 'api' }),
-        }),
-        configuration: () => printConfig(config),
-        systemLogs: config.enableSystemLogHandler ? '/var/log' : undefined,
-        debugging: config.enableDebuggingHandlers,
-        probeMetrics: [probes.counts.source],
-        metrics: [
-          pulls.source,
-          events.source,
-          ...(imageRoom ? [fetchMetrics(imageRoom.fetchMetrics)] : []),
-          processMetrics,
-        ],
-      });
-      after(() => api.close());
-    }
-    if (config.healthzPort !== 0) {
-      const healthz = await startHealthz({
-        address: config.healthzBindAddress,
-        port: config.healthzPort,
-        healthy,
-      });
-      after(() => healthz.close());
-    }
     const archives = once(async () => {
       // Archives go into our own images only.
       if (db === undefined || ownPulls === undefined) return;
-      const { watchImageFolder } = await import('../images/archive/watch.ts');
-      watched = watchImageFolder({
-        folder: keelson.imagesDir ?? join(keelson.stateDir, 'images'),
-        db,
-        images: ownPulls.images,
-        log: log.child({ room: 'images' }),
-        clock,
-        onEvent: calm.stir,
-      });
+      watched = await watchArchives(config, { db, images: ownPulls.images, onEvent: calm.stir, clock, log });
       after(() => watched?.close());
     });
-    const calm = whenCalm(clock, calmMs, async () => {
-      await archives().catch((error: unknown) =>
-        log.error({ err: error }, 'image archives are not looked for'),
-      );
-      flushCompileCache(); // A killed process would not leave it to the next one.
-      // Last, for what comes before needs memory only once.
-      await giveMemoryBack().catch((error: unknown) => log.warn({ err: error }, 'cannot give memory back'));
-    });
+    const calm = whenIdle(archives, clock, log);
     after(runtime.containerEvents(calm.stir));
     if (imageRoom !== undefined) after(imageRoom.events(calm.stir));
     after(calm.close);

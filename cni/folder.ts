@@ -62,7 +62,8 @@ async function loadNetwork(path: string): Promise<Network> {
   return network;
 }
 
-async function load(confDirs: readonly string[]): Promise<Configured> {
+/** The first network of the folders that is valid. */
+export async function load(confDirs: readonly string[]): Promise<Configured> {
   const skipped: string[] = [];
   for (const folder of confDirs) {
     const names = await listFolder(folder).catch((error: Error) => {

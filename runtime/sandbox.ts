@@ -65,11 +65,9 @@ export function makeSandboxes(
     const folder = folders.sandbox(record.id);
     const bundle = join(folder, 'init');
     const rootfs = join(bundle, 'rootfs');
-    // crun wants that folder of every root.
-    const dev = join(rootfs, 'dev');
+    const dev = join(rootfs, 'dev'); // crun wants it of every root.
     await mkdir(dev, { recursive: true, mode: 0o755 });
-    const runtime = programs.runtimeFor(record.handler);
-    const { security } = record.config.linux;
+    const [runtime, { security }] = [programs.runtimeFor(record.handler), record.config.linux];
     const namespaces = joinedPins(folder, wantedNamespaces(record.config));
     if (namespaces.user !== undefined) {
       await openForGroup(
@@ -78,8 +76,8 @@ export function makeSandboxes(
         outsideId(namespaces.user.gids, 0),
       );
       // It makes the places of its mounts itself.
-      const root = [outsideId(namespaces.user.uids, 0), outsideId(namespaces.user.gids, 0)] as const;
-      await Promise.all([rootfs, dev].map((path) => chown(path, ...root)));
+      const { uids, gids } = namespaces.user;
+      for (const path of [rootfs, dev]) await chown(path, outsideId(uids, 0), outsideId(gids, 0));
     }
     const spec = sandboxInitSpec({
       rootfs,

@@ -10,12 +10,12 @@ import type { MetricsSource } from '../metrics/source.ts';
 import { answerError, answerJson, answerMethodNotAllowed, answerText } from './answer.ts';
 import { makeAuthenticator } from './authn.ts';
 import { makeAuthorizer } from './authz.ts';
-import type { CheckpointOptions } from './checkpoint.ts';
 import { type Health, listen } from './healthz.ts';
 import type { ContainerLog } from './logs.ts';
 import { serveRead } from './reads/serve.ts';
 import { attributesOf, parseTarget, type Route, routeOf, type Target } from './request.ts';
 import type { NodeStats } from './stats/types.ts';
+import type { CheckpointOptions } from './streams/checkpoint.ts';
 import type { StreamsOptions } from './streams/serve.ts';
 import { makeTlsSource, type TlsContext, type TlsFiles } from './tls.ts';
 
@@ -251,7 +251,7 @@ async function makeCheckpoint(
 ): Promise<void> {
   if (checkpoints === undefined) throw new KeelsonError('NOT_FOUND', '404 page not found');
   if (request.method !== 'POST') return answerMethodNotAllowed(response, 'POST');
-  const { checkpoint } = await import('./checkpoint.ts');
+  const { checkpoint } = await import('./streams/checkpoint.ts');
   answerJson(response, await checkpoint(checkpoints, pods(), clock, route, query, signal));
 }
 

@@ -43,5 +43,9 @@ export function podsConfig(config: AgentConfig): PodsConfig {
     },
     defaultSysctls: config.defaultPodSysctls,
     maxContainerRestartPeriodMs: config.crashLoopBackOff.maxContainerRestartPeriod,
+    dead: {
+      perContainer: keelson.maximumDeadContainersPerContainer,
+      minAgeMs: keelson.minimumContainerTTLDuration,
+    },
   };
 }

@@ -135,7 +135,7 @@ const kubeletFields = {
     oneOf: ['promiscuous-bridge', 'hairpin-veth', 'none'],
   }),
   maxPods: integer({ default: 110, ...count, acted }),
-  podCIDR: string(),
+  podCIDR: string({ acted }),
   podPidsLimit: integer({ default: -1, bits: 64, keepZero, acted }),
   /** An explicit `""` gives pods no resolver configuration of the host. */
   resolvConf: string({ default: '/etc/resolv.conf', keepZero, acted }),
@@ -271,6 +271,8 @@ const ownFields = {
     default: ['/opt/cni/bin', '/usr/lib/cni', '/usr/libexec/cni'],
     acted,
   }),
+  /** Where there is no network, one is made of this file with the node's pod CIDRs: containerd's `conf_template`. */
+  cniConfTemplate: string({ acted, ...absolute }),
   cniCacheDir: string({ default: '/var/lib/cni', acted, ...absolute }),
   /** OCI runtimes by the handler names of RuntimeClass. */
   runtimes: map(object({ path: string({ default: 'runc', acted }) }), {
@@ -311,6 +313,9 @@ const ownFields = {
   /** One address, or one of each family separated by a comma. */
   nodeIP: string({ acted }),
   nodeLabels: map(string({ default: '', keepZero }), { acted }),
+  /** As kubelet's flags of these names: how many dead containers are kept besides the newest, and how long at least. */
+  maximumDeadContainersPerContainer: integer({ default: 1, min: 0, max: 100, keepZero, acted }),
+  minimumContainerTTLDuration: duration({ default: '0s', acted }),
 };
 
 /** Where keelson's default differs from kubelet's, and why. */

@@ -9,6 +9,7 @@ import type { AgentConfig } from '../config/load.ts';
 import { agentListens } from '../control/client.ts';
 import { type ImageHandlers, imageVerbs } from '../control/images.ts';
 import { socketName } from '../control/protocol.ts';
+import type { ImageAccess } from '../images/access.ts';
 
 /** A command that works on the images where no agent runs is waited for so long. */
 const commandMs = 60_000;
@@ -34,6 +35,17 @@ export async function openState({ keelson }: AgentConfig, log: Logger, clock: Cl
     // The kernel tells nobody that a lock has become free.
     await sleep(clock, 200);
   }
+}
+
+/** No pod: nobody's secrets and service account. */
+const nobody = { namespace: '', name: '', uid: '', serviceAccount: '', pullSecrets: [] } as const;
+
+/** What the node itself has for an image: for pulls of the command line, and for mirrors. */
+export function authsOfNode(access: () => ImageAccess | undefined) {
+  return async (image: string, signal: AbortSignal) => {
+    const found = await access()?.credentials(image, nobody, signal);
+    return found?.credentials.map(({ auth }) => auth) ?? [];
+  };
 }
 
 /** The part of the configuration that is about images. */

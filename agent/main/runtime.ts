@@ -1,6 +1,7 @@
 /** Opens the runtime of the node: the one inside keelson, or that of somebody else. */
 import { join } from 'node:path';
 import { makeCni } from '../../cni/network.ts';
+import { makePodCidrs } from '../../cni/template.ts';
 import type { makeImages } from '../../images/service.ts';
 import { serveCri } from '../../runtime/cri/serve.ts';
 import type { Clock } from '../../runtime/host/clock.ts';
@@ -30,6 +31,11 @@ export async function openRuntime(
     log: log.child({ room: 'cni' }),
   });
   after(() => cni.close());
+  const podCidrs = makePodCidrs({
+    template: keelson.cniConfTemplate,
+    confDirs: keelson.cniConfDirs,
+    log: log.child({ room: 'cni' }),
+  });
   const runtime = await makeRuntime({
     db,
     stateDir: keelson.stateDir,
@@ -57,6 +63,7 @@ export async function openRuntime(
       log: log.child({ room: 'cri' }),
       clock,
       streaming: { idleMs: config.streamingConnectionIdleTimeout },
+      podCidrs,
       info: async () => ({
         config: { ...keelson, cgroupDriver: config.cgroupDriver },
         cniconfig: { PluginDirs: keelson.cniBinDirs, PluginConfDirs: keelson.cniConfDirs },
@@ -65,7 +72,7 @@ export async function openRuntime(
     });
     after(() => cri.close());
   }
-  return { runtime, cni };
+  return { runtime, cni, podCidrs };
 }
 
 /** The runtime that `containerRuntimeEndpoint` names, once it answers; what speaks gRPC is loaded only for it. */

@@ -32,6 +32,8 @@ export interface NodeOptions {
   readonly notReady?: () => string | undefined;
   /** Called when the apiserver answers again after it did not: watches need not wait any longer. */
   readonly onApiserverBack?: () => void;
+  /** Called with the node's pod CIDRs, a list with commas, when it gets them or they change; tried again after failures. */
+  readonly onPodCidrs?: (cidrs: string) => Promise<void>;
   /** In [0, 1). Default Math.random. */
   readonly random?: () => number;
 }
@@ -84,6 +86,7 @@ export function startNode(options: NodeOptions): NodeHandle {
   let reflector: Reflector | undefined;
   let lease: LeaseKeeper | undefined;
   let poked = false;
+  let toldCidrs: string | undefined;
   let wake = () => {};
 
   function poke(): void {
@@ -94,6 +97,18 @@ export function startNode(options: NodeOptions): NodeHandle {
   function observe(node: Node): void {
     if (observed !== undefined && isOlder(node, observed)) return;
     observed = node;
+    tellPodCidrs();
+  }
+
+  function tellPodCidrs(): void {
+    const { podCIDRs = [] } = observed?.spec ?? {};
+    const cidrs = podCIDRs.join(',');
+    if (cidrs === '' || cidrs === toldCidrs || options.onPodCidrs === undefined) return;
+    toldCidrs = cidrs;
+    options.onPodCidrs(cidrs).catch((error: unknown) => {
+      toldCidrs = undefined; // With the next look at the node.
+      log.warn({ err: error, podCidrs: cidrs }, 'the pod CIDRs could not be given to the runtime');
+    });
   }
 
   /** Somebody changed the Node: a controller that thinks that it is dead is told otherwise at once. */
@@ -184,6 +199,7 @@ export function startNode(options: NodeOptions): NodeHandle {
         });
       }
       observed = result.node;
+      tellPodCidrs();
       log.info({ nodeName, created: result.created }, 'the node is registered');
       follow();
       registered.resolve();

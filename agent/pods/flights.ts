@@ -5,6 +5,7 @@ import type { Logger } from '../../runtime/host/log.ts';
 import { type ActionContext, interrupted, type MemoryUpdate } from './actions/context.ts';
 import { deadlineMs, perform } from './actions/perform.ts';
 import { type Action, due, type InFlight, isStarting } from './plan/actions.ts';
+import type { Turns } from './resources/turns.ts';
 
 export interface Flights {
   readonly inFlight: InFlight;
@@ -25,10 +26,14 @@ interface Flight {
   readonly done: Promise<void>;
 }
 
+/** What the pods of a node do in turns. */
+const heavy: ReadonlySet<Action['kind']> = new Set(['sandbox', 'create', 'stopSandbox']);
+
 /** `onEnd` is called when an action has ended, before `take` gives its result. */
 export function makeFlights(options: {
   readonly clock: Clock;
   readonly log: Logger;
+  readonly turns: Turns;
   readonly onEnd: (key: string) => void;
 }): Flights {
   const { clock, log } = options;
@@ -46,7 +51,8 @@ export function makeFlights(options: {
     );
     const again = stopsBegun.has(key);
     if (action.kind === 'stop') stopsBegun.add(key);
-    const done = perform(action, context, again)
+    const work = () => perform(action, context, again);
+    const done = (heavy.has(action.kind) ? options.turns.run(work, context.signal) : work())
       .catch((error: unknown): MemoryUpdate => {
         if (!interrupted(context)) log.error({ err: error, action: key }, 'an action failed unexpectedly');
         return (memory) => memory;

@@ -1,5 +1,7 @@
 /** All pods of the node: takes them from the sources, keeps a worker for each, writes their status. */
+import { availableParallelism } from 'node:os';
 import type { Pod, PodStatus } from '../apiserver/types.ts';
+import { removeDeadLinks } from '../logs/links.ts';
 import { criticality, isMirror } from '../manifests/mirror_plan.ts';
 import { makeMirrors } from '../manifests/mirrors.ts';
 import type { Shared } from './actions/context.ts';
@@ -9,9 +11,12 @@ import { type ContainerLog, findContainer } from './lookup.ts';
 import { nothingObserved } from './observe.ts';
 import { findOrphans, findPredecessors } from './orphans.ts';
 import { isTerminalPhase } from './plan/conditions.ts';
+import type { Eviction } from './plan/memory.ts';
 import { swapForbids } from './resources/kernel_limits.ts';
+import { isCritical } from './resources/preemption.ts';
 import { makeResizer } from './resources/resizer.ts';
 import { makeRoom } from './resources/room.ts';
+import { makeTurns } from './resources/turns.ts';
 import { type NodeFacts, type Refusal, refusalOf } from './spec/admission.ts';
 import { formatPod, labelNames, uidOf } from './spec/pod.ts';
 import { makeStatusWriter, type StatusWriter } from './status_writer.ts';
@@ -49,6 +54,8 @@ export interface PodManager extends PodSink {
   ): ContainerLog | undefined;
   /** Where the running containers log. */
   runningLogs(): readonly { readonly id: string; readonly logPath: string }[];
+  /** Ends a pod for the good of others, with an event; false where it is critical, not there or has ended. */
+  evict(uid: string, eviction: Omit<Eviction, 'since'>): boolean;
   /** The uid under which a pod runs: for the apiserver's mirror of a static pod not the one that the mirror has. */
   runningUid(uid: string): string;
   /** The stages of a pod's start; kept while the pod is on the node. */
@@ -67,9 +74,16 @@ interface Held {
   removed: boolean;
 }
 
+/** Some of them wait for the kernel or a disk. */
+const heavyForEachProcessor = 4;
+
 export function makePodManager(options: PodManagerOptions): PodManager {
   const { runtime, objects, client, clock, log } = options;
-  const made = { handlers: makeHandlers(options), userIds: makeUserIds(options.config.kubeletDir) };
+  const made = {
+    handlers: makeHandlers(options),
+    userIds: makeUserIds(options.config.kubeletDir),
+    turns: makeTurns(clock, availableParallelism() * heavyForEachProcessor),
+  };
   const held = new Map<string, Held>();
   /** Taken down already; their objects may still come along until the source forgets them. */
   const finished = new Map<string, PodSourceKind>();
@@ -343,6 +357,9 @@ export function makePodManager(options: PodManagerOptions): PodManager {
         add('api', pod, true);
       }
       mirrors?.settled();
+      const { containerLogsDir, podLogsDir } = options.config;
+      const containers = await runtime.listContainers();
+      await removeDeadLinks(containerLogsDir, podLogsDir, new Set(containers.map(({ id }) => id)));
     } catch (error) {
       log.warn({ err: error }, 'cannot look for what is left of unknown pods, trying again');
       if (!closed) cancelOrphans = clock.after(relistMs, () => void removeOrphans());
@@ -417,6 +434,16 @@ export function makePodManager(options: PodManagerOptions): PodManager {
           .filter(({ state, logPath }) => state === 'running' && logPath !== '')
           .map(({ id, logPath }) => ({ id, logPath })),
       ),
+    evict(uid, eviction) {
+      const one = held.get(uid);
+      if (one === undefined || one.removed || one.ended()) return false;
+      const { worker } = one;
+      if (worker.memory.evicted !== undefined || isCritical(worker.pod, one.source !== 'api')) return false;
+      const object = { apiVersion: 'v1', kind: 'Pod', metadata: worker.pod.metadata };
+      options.events.event(object, 'Warning', eviction.reason, eviction.message);
+      worker.evict(eviction);
+      return true;
+    },
     runningUid: (uid) => mirrors?.staticUid(uid) ?? uid,
     timeline: (uid) => held.get(uid)?.worker.timeline.entries() ?? [],
     async close() {

@@ -93,6 +93,7 @@ export function startWorker(options: WorkerOptions): Worker {
   const flights = makeFlights({
     clock,
     log,
+    turns: options.turns,
     onEnd(key) {
       // These change nothing that the runtime tells of.
       if (!/^(image|cgroup|volumes|note)/.test(key)) mustObserve = true;
@@ -188,6 +189,7 @@ export function startWorker(options: WorkerOptions): Worker {
       hostIps: options.hostIps(),
       now,
       crash,
+      dead: config.dead,
       runtimeName: config.runtimeName,
     });
     status = next.status;

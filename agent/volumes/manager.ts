@@ -12,6 +12,7 @@ import { makeClaims } from './claims/resolve.ts';
 import { emptyDirKind } from './emptydir.ts';
 import { hostPathKind } from './hostpath.ts';
 import { filesKinds } from './kinds/files.ts';
+import { makeGiving } from './kinds/giving.ts';
 import { imageKind } from './kinds/image.ts';
 import type { VolumeKind, VolumeSource } from './kinds/kind.ts';
 import { localKind } from './kinds/local.ts';
@@ -20,6 +21,7 @@ import { unmountBelow } from './mounts.ts';
 import { makePatience } from './patience.ts';
 import { removeBelow } from './teardown.ts';
 import { makeTokens } from './tokens.ts';
+import type { Trust } from './trust/bundles.ts';
 import type { ReadyVolume, VolumeManager } from './types.ts';
 
 export interface VolumesOptions {
@@ -33,6 +35,8 @@ export interface VolumesOptions {
   readonly kubeletDir: string;
   /** Absent where there is no apiserver: then volumes that need one fail. */
   readonly client?: ApiserverClient;
+  /** Ends what is followed at the apiserver. */
+  readonly ending?: AbortSignal;
   readonly objects: ObjectCache;
   readonly nodeName: string;
   readonly log: Logger;
@@ -50,10 +54,19 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
   const claims = makeClaims({ client: options.client, podsDir });
   const tokens = makeTokens({ client: options.client, clock, log, random });
   const patience = makePatience({ clock });
+  let trusting: Promise<Trust> | undefined;
+  const trust = (): Promise<Trust> => {
+    trusting ??= import('./trust/bundles.ts').then(({ makeTrust }) =>
+      makeTrust({ ...options, client: options.client }),
+    );
+    return trusting;
+  };
+  const warn = options.warn ?? (() => {});
+  const giving = makeGiving({ clock, warn });
   const kinds: readonly VolumeKind[] = [
     hostPathKind(patience),
-    ...filesKinds({ objects: options.objects, tokens, clock, log, random, allocatable }),
-    localKind({ kubeletDir: options.kubeletDir, patience, warn: options.warn ?? (() => {}) }),
+    ...filesKinds({ objects: options.objects, tokens, trust, clock, log, random, allocatable }),
+    localKind({ kubeletDir: options.kubeletDir, patience, giving, warn }),
     nfsKind(),
     imageKind(),
     ...(options.kinds ?? []),
@@ -97,11 +110,14 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
   /** What is left of each volume of a kind that has more than a folder. */
   const tearDownKinds = async (real: string, uid: string, signal: AbortSignal | undefined): Promise<void> => {
     await unmountBelow(join(real, uid, 'volume-subpaths'));
-    const volumes = join(real, uid, 'volumes');
     for (const { plugin, tearDown } of kinds) {
       if (tearDown === undefined || plugin === undefined) continue;
-      for (const specName of await listFolder(join(volumes, plugin))) {
-        await tearDown({ podUid: uid, specName, folder: join(volumes, plugin, specName), signal });
+      // Devices are in a folder of their own, as with kubelet.
+      for (const volumes of ['volumes', 'volumeDevices']) {
+        const parent = join(real, uid, volumes, plugin);
+        for (const specName of await listFolder(parent)) {
+          await tearDown({ podUid: uid, specName, folder: join(parent, specName), signal });
+        }
       }
     }
   };
@@ -144,6 +160,7 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
         dueAt.delete(uid);
         claims.forget(uid);
         for (const { forget } of kinds) forget?.(uid);
+        await giving.forget(uid, signal);
         let real: string;
         try {
           real = await realpath(podsDir);

@@ -70,15 +70,17 @@ export function mountTmpfs(folder: string, options: readonly string[]): void {
 export async function unmountBelow(folder: string): Promise<void> {
   for (let round = 0; round < 10; round++) {
     const points = await mountsBelow(folder);
-    if (points.length === 0) return;
+    let asSeen = true;
     for (const point of points.reverse()) {
       try {
-        await unmountAside(point);
+        asSeen = (await unmountAside(point)) && asSeen;
       } catch (error) {
         if (!isError(error, 'SYSCALL_FAILED') || error.details['errno'] !== 'EBUSY') throw error;
         await unmountAside(point, umountFlags.NOFOLLOW | umountFlags.DETACH);
       }
     }
+    // What is mounted from now on, the removal of the folder finds and refuses.
+    if (asSeen) return;
   }
   throw new KeelsonError('VOLUME_FAILED', `mounts below ${folder} do not go away`);
 }

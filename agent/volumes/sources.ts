@@ -9,6 +9,7 @@ import {
   secretPayload,
 } from './payload.ts';
 import type { TokenKey, Tokens } from './tokens.ts';
+import type { Trust } from './trust/bundles.ts';
 
 export interface Collected {
   readonly payload: Payload;
@@ -21,6 +22,8 @@ export interface Collected {
 export interface Sources {
   readonly objects: ObjectCache;
   readonly tokens: Tokens;
+  /** Loaded when the first pod wants it. */
+  readonly trust: () => Promise<Trust>;
   /** The node's allocatable resources, as quantities. */
   readonly allocatable: () => Readonly<Record<string, string>>;
 }
@@ -114,6 +117,13 @@ async function collectPart(
       payload: new Map([[source.serviceAccountToken.path, tokenFile(pod, token.text, mode)]]),
       renewAt: token.renewAt,
       mayChange: false,
+    };
+  }
+  if (source.clusterTrustBundle) {
+    const text = await (await from.trust()).anchors(source.clusterTrustBundle, signal);
+    return {
+      payload: new Map([[source.clusterTrustBundle.path, tokenFile(pod, text, mode)]]),
+      mayChange: true,
     };
   }
   const kinds = Object.keys(source).join(', ') || 'an empty source';

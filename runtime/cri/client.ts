@@ -30,6 +30,8 @@ export type ForeignRuntimeService = RuntimeService &
 export interface CriClient {
   readonly runtime: ForeignRuntimeService;
   readonly images: ImageService;
+  /** Tells the runtime the node's pod CIDRs, a list with commas. */
+  updatePodCidrs(podCidr: string): Promise<void>;
   /** The driver that the runtime was set up with; undefined where it does not say. */
   cgroupDriver(): Promise<'cgroupfs' | 'systemd' | undefined>;
   /** Ends events and calls; containers are left as they are. */
@@ -54,6 +56,10 @@ export function makeCriClient(options: CriClientOptions): CriClient {
   return {
     runtime: { ...runtime, containerEvents: events.listen },
     images: makeRemoteImages(imageChannel, timeoutMs),
+    async updatePodCidrs(podCidr) {
+      const runtimeConfig = { networkConfig: { podCidr } };
+      await channel.call('UpdateRuntimeConfig', { runtimeConfig }, { deadlineMs: timeoutMs });
+    },
     async cgroupDriver() {
       try {
         const { linux } = await channel.call('RuntimeConfig', {}, { deadlineMs: timeoutMs });

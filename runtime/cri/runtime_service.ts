@@ -29,6 +29,7 @@ export interface RuntimeServiceOptions {
   readonly clock: Clock;
   /** What the verbose status tells besides: the configuration, the networks. */
   info(): Promise<Readonly<Record<string, unknown>>>;
+  podCidrs?(cidrs: string): Promise<void>;
 }
 
 const unimplemented = (message: string) => () => Promise.reject(new KeelsonError('UNIMPLEMENTED', message));
@@ -38,6 +39,7 @@ export function makeRuntimeHandlers({
   streaming,
   clock,
   info,
+  podCidrs,
 }: RuntimeServiceOptions): RuntimeHandlers {
   const ids = makeIds(runtime);
   const sandboxFilter = async (filter: Wire<'PodSandboxFilter'> | undefined) => ({
@@ -100,7 +102,10 @@ export function makeRuntimeHandlers({
     async RuntimeConfig() {
       return { linux: { cgroupDriver: runtime.cgroupDriver === 'systemd' ? 'SYSTEMD' : 'CGROUPFS' } };
     },
-    UpdateRuntimeConfig: async () => ({}),
+    async UpdateRuntimeConfig({ runtimeConfig }) {
+      await podCidrs?.(runtimeConfig?.networkConfig?.podCidr ?? '');
+      return {};
+    },
 
     async RunPodSandbox({ config, runtimeHandler }, { signal }) {
       return { podSandboxId: await runtime.runPodSandbox(sandboxConfigOf(config), runtimeHandler, signal) };

@@ -21,6 +21,8 @@ export interface CriOptions {
   readonly clock: Clock;
   /** Where exec, attach and port-forward are served. Default: a free port on 127.0.0.1, idle for 4 h at most. */
   readonly streaming?: { readonly address?: string; readonly port?: number; readonly idleMs?: number };
+  /** Takes the pod CIDRs of UpdateRuntimeConfig, as a list with commas. Default: nobody. */
+  podCidrs?(cidrs: string): Promise<void>;
   /** What the verbose status of the runtime tells besides. */
   info?(): Promise<Readonly<Record<string, unknown>>>;
   /** What the verbose status of an image tells. */
@@ -108,7 +110,7 @@ async function loadEdge(options: CriOptions): Promise<Edge> {
   const streaming = makeStreaming({ runtime, clock, log, address, port, idleMs });
   const info = options.info ?? (async () => ({}));
   const handlers = {
-    ...makeRuntimeHandlers({ runtime, streaming, clock, info }),
+    ...makeRuntimeHandlers({ runtime, streaming, clock, info, podCidrs: options.podCidrs }),
     ...makeImageHandlers({ images, clock, describe: options.describeImage }),
   };
   const { serve, close } = makeGrpcEdge(handlers, log);

@@ -1,8 +1,8 @@
 /**
  * `npm run bench:probes`: what probing a hundred containers every second costs the agent, as CPU time of a process
- * that does nothing else, with the real prober against real servers in another process; and one exec probe as the
- * embedded runtime would run it is measured by the runtime's own benchmark, so here only its bookkeeping is.
- * The last line is one JSON object.
+ * that does nothing else, with the real prober against real servers in another process. An exec probe starts a program
+ * the way in which the agent starts runc: that is the agent's part of it. What runc itself takes is ExecSync in
+ * `npm run bench:runtime`. The last line is one JSON object.
  */
 import { fork } from 'node:child_process';
 import { createServer as createHttpServer } from 'node:http';

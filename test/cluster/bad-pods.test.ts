@@ -129,6 +129,24 @@ test('pods that cannot run', { skip }, async (t) => {
     });
   }
 
+  await t.test('a command that is not there: what its container ended with', async () => {
+    const ended = { exitCode: 128, reason: 'StartError' };
+    const facts = (state: { exitCode?: number; reason?: string } | undefined) =>
+      state && { exitCode: state.exitCode, reason: state.reason };
+    const pod = await stage.pod(
+      namespace,
+      'no-such-command',
+      (now) => statusOf(now)?.lastState?.terminated !== undefined,
+    );
+    assert.deepEqual(facts(statusOf(pod)!.lastState!.terminated), ended);
+    assert.match(statusOf(pod)!.lastState!.terminated!.message!, /\/no\/such\/command.*no such file/);
+    const { spec } = all['no-such-command']!;
+    await cluster.apply(makePod(namespace, 'never-again', { ...spec, restartPolicy: 'Never' }));
+    const failed = await stage.pod(namespace, 'never-again', ({ status }) => status?.phase === 'Failed');
+    assert.deepEqual(facts(statusOf(failed)!.state!.terminated), ended);
+    assert.equal(statusOf(failed)!.restartCount, 0);
+  });
+
   await t.test('an image that is not there is asked for less and less often', async () => {
     const pod = await stage.pod(
       namespace,

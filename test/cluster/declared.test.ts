@@ -75,6 +75,28 @@ test('declared features', { skip, timeout: 400_000 }, async (t) => {
   );
 
   await t.test(
+    'InPlacePodLevelResourcesVerticalScaling: not below what is in use, and the status says what there still is',
+    async () => {
+      await resize('whole', { resources: needs('50m', '10Ki') });
+      type Told = { type: string; reason?: string; message?: string };
+      const progressOf = (pod: Pod) =>
+        (pod.status?.conditions as Told[] | undefined)?.find(({ type }) => type === 'PodResizeInProgress');
+      const failed = await stage.pod(namespace, 'whole', (pod) => progressOf(pod)?.reason === 'Error');
+      assert.match(progressOf(failed)!.message!, /memory limit \(\d+\) below current usage/);
+      const now = failed.status as unknown as Now;
+      assert.deepEqual(now.allocatedResources, { cpu: '50m', memory: '10Ki' });
+      assert.equal(now.resources!.limits!['memory'], '32Mi');
+      await resize('whole', { resources: needs('50m', '64Mi') });
+      const again = await stage.pod(
+        namespace,
+        'whole',
+        (pod) => (pod.status as unknown as Now).resources?.limits?.['memory'] === '64Mi' && !unsettled(pod),
+      );
+      assert.equal(await memoryOf(`/kubepods/pod${again.metadata!.uid}`), 64 * 2 ** 20);
+    },
+  );
+
+  await t.test(
     'InPlacePodVerticalScalingInitContainers: one that runs is resized in place, or anew',
     async () => {
       const init = (name: string, restartPolicy: string) => ({

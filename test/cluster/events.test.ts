@@ -3,11 +3,10 @@ import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { Container, Event, Node, Pod, PodSpec } from 'kubernetes-types/core/v1.js';
+import type { Container, Event, Pod, PodSpec } from 'kubernetes-types/core/v1.js';
 import { kubeletProgram } from '../peers/binaries.ts';
-import { type Kubelet, startKubelet } from '../peers/kubelet.ts';
-import { startNode, type TestNode } from '../peers/node.ts';
 import { waitFor } from '../peers/process.ts';
+import { setKubelet } from './beside.ts';
 import { isReady, makePod, skip as noCluster, setStage } from './stage.ts';
 
 const kubelet = noCluster === false ? await kubeletProgram() : '';
@@ -132,39 +131,7 @@ test('events are those of kubelet', { skip, timeout: 600_000 }, async (t) => {
   assert.ok(typeof kubelet === 'string');
   const stage = await setStage(t);
   const { cluster, registry, images } = stage;
-  let node: TestNode | undefined;
-  let started: Kubelet | undefined;
-  t.after(async () => {
-    if (!t.passed) t.diagnostic(`the end of kubelet's log:\n${await started?.daemon.tail(4000)}`);
-    await started?.end();
-    await node?.cleanup();
-  });
-  const runtime = await startNode({ command: 'runtime' });
-  node = runtime;
-  await waitFor(
-    'the runtime',
-    async () => ((await runtime.log()).includes('the runtime is up') ? true : undefined),
-    { deadlineMs: 30_000, daemon: runtime.agent },
-  );
-  started = await startKubelet({
-    program: kubelet,
-    node: runtime,
-    kubeconfig: await cluster.makeNodeKubeconfig(runtime.name),
-    clientCaFile: cluster.caFile,
-    endpoint: `unix://${join(runtime.paths.runDir, 'keelson.sock')}`,
-    config: { registryPullQPS: 0, staticPodPath: runtime.paths.staticPodPath, fileCheckFrequency: '1s' },
-  });
-  const { daemon } = started;
-  await waitFor(
-    'kubelet to be ready',
-    async () => {
-      const object = await cluster.read<Node>(`/api/v1/nodes/${runtime.name}`);
-      const conditions = object?.status?.conditions ?? [];
-      return conditions.some(({ type, status }) => type === 'Ready' && status === 'True') ? true : undefined;
-    },
-    { deadlineMs: 60_000, everyMs: 200, daemon },
-  );
-
+  const { daemon, node: runtime } = await setKubelet(t, stage, kubelet);
   const sides = { ours: stage.node.name, theirs: runtime.name };
   const specs = pods(registry, images.one);
   for (const [namespace, nodeName] of Object.entries(sides)) {

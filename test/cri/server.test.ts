@@ -352,9 +352,13 @@ test('statistics and metrics of a pod with a network of its own', { skip: cannot
 
 test('what cannot be done says so', { skip: cannotRun }, async (t) => {
   const { cri } = await stage(t);
-  for (const name of ['CheckpointContainer', 'CheckpointPod', 'RestorePod'] as const) {
+  for (const name of ['CheckpointPod', 'RestorePod'] as const) {
     await assert.rejects(cri.call(name, {}), { code: status.UNIMPLEMENTED }, name);
   }
+  const location = '/tmp/x.tar';
+  await assert.rejects(cri.call('CheckpointContainer', { containerId: 'none', location }), {
+    code: status.NOT_FOUND,
+  });
 });
 
 test('malformed and hostile requests get the right code and leave nothing', {

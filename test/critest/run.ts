@@ -5,6 +5,7 @@
  * nothing allows.
  *   --peer containerd   against Debian sid's containerd instead, to see that harness and images are right
  *   --focus PATTERN     only specs whose name matches (Ginkgo's regular expression)
+ *   --handler crun      with crun as the runtime of all containers instead of runc
  *   --parallel N        that many specs at once
  *   --websocket         exec, attach and port-forward over WebSocket instead of SPDY
  *   --keep              do not remove the folder with configuration, log and report
@@ -12,12 +13,14 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, readFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { chmod, mkdir, mkdtemp, readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { KeelsonError } from '../../runtime/host/errors.ts';
+import { exec } from '../../runtime/host/exec.ts';
 import { removeTree } from '../../runtime/host/files.ts';
 import { containerdPrograms } from '../peers/containerd.ts';
 import { type CriTools, criTools } from '../peers/cri-tools.ts';
@@ -38,6 +41,7 @@ const { values } = parseArgs({
   options: {
     peer: { type: 'string', default: 'keelson' },
     focus: { type: 'string' },
+    handler: { type: 'string' },
     parallel: { type: 'string', default: '1' },
     websocket: { type: 'boolean', default: false },
     keep: { type: 'boolean', default: false },
@@ -47,6 +51,8 @@ const { values } = parseArgs({
 });
 if (!peers.includes(values.peer as Peer))
   throw new KeelsonError(usage, `--peer ${values.peer}: not one of ${peers}`);
+if (values.handler !== undefined && (values.handler !== 'crun' || values.peer !== 'keelson'))
+  throw new KeelsonError(usage, `--handler ${values.handler}: only crun, and only for keelson`);
 if (!/^[1-9]\d?$/.test(values.parallel))
   throw new KeelsonError(usage, `--parallel ${values.parallel}: not a number`);
 
@@ -73,6 +79,9 @@ async function outside(): Promise<number> {
 async function inside(tools: CriTools, folder: string): Promise<number> {
   const { signal } = new AbortController();
   await settleApart();
+  if (values.handler === 'crun') await leaveHybrid(signal);
+  // Users of pods walk to their files below it.
+  await chmod(folder, 0o711);
   await mkdir(join(folder, 'tmp'));
   // Of everything from here on: it goes with the folder.
   process.env['TMPDIR'] = join(folder, 'tmp');
@@ -84,6 +93,12 @@ async function inside(tools: CriTools, folder: string): Promise<number> {
   }
 }
 
+/** crun refuses machines with both kinds of cgroups: this one is ours, and need not have the newer kind. */
+async function leaveHybrid(signal: AbortSignal): Promise<void> {
+  if (!existsSync('/sys/fs/cgroup/unified')) return;
+  await exec('umount', ['/sys/fs/cgroup/unified'], { deadlineMs: 5000, signal });
+}
+
 async function validate(
   tools: CriTools,
   folder: string,
@@ -92,11 +107,11 @@ async function validate(
 ): Promise<number> {
   const names = await pushImages(registry, tools, signal);
   console.log(`critest ${tools.version} on ${values.peer}, with ${names.length} stand-in images`);
-  const place = { folder, registry, crictl: tools.crictl, signal };
+  const place = { folder, registry, crictl: tools.crictl, signal, handler: values.handler };
   const runtime = await startRuntime(values.peer as Peer, place);
   const code = await critest(tools, runtime, folder);
   const allowed = [
-    ...allowedSkips(await machineFacts(signal)),
+    ...allowedSkips(await machineFacts(signal, values.handler)),
     ...(values.focus === undefined ? [] : [outOfFocus]),
   ];
   const verdict = judge(await reports(folder), allowed);
@@ -113,6 +128,7 @@ async function critest(tools: CriTools, runtime: ServedRuntime, folder: string):
   const args = [
     `-runtime-endpoint=unix://${runtime.socket}`,
     `-config=${join(folder, 'no-crictl.yaml')}`,
+    ...(values.handler === undefined ? [] : [`-runtime-handler=${values.handler}`]),
     // Ginkgo takes a 1 for a mistake.
     ...(values.parallel === '1' ? [] : [`-parallel=${values.parallel}`]),
     `-ginkgo.skip=${unrunnable}`,

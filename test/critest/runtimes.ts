@@ -18,6 +18,8 @@ export interface Place {
   readonly registry: string;
   readonly crictl: string;
   readonly signal: AbortSignal;
+  /** A runtime besides runc, named as its program. */
+  readonly handler?: string;
   /** Where more than one runtime runs on the machine. Default: `critest`, `critest0`, `10.88.0.0/16`. */
   readonly network?: { readonly name: string; readonly bridge: string; readonly subnet: string };
 }
@@ -104,6 +106,7 @@ async function startKeelson(place: Place): Promise<ServedRuntime> {
       cniBinDirs: pluginFolders,
       cniCacheDir: at('cni-cache'),
       registryFolders: [registries(place)],
+      runtimes: Object.fromEntries(['runc', place.handler ?? 'runc'].map((name) => [name, { path: name }])),
     },
   };
   // JSON is YAML.

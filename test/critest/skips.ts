@@ -6,7 +6,7 @@ import type { AllowedSkip } from './report.ts';
 /** Facts of the machine that decide about skips. */
 export interface MachineFacts {
   readonly appArmor: boolean;
-  /** The OCI runtime can make user namespaces with mapped mounts (runc from 1.2 on). */
+  /** The OCI runtime can make user namespaces with mapped mounts (runc from 1.2 on, crun from 1.8 on). */
   readonly userNamespaces: boolean;
 }
 
@@ -46,11 +46,15 @@ export function allowedSkips(facts: MachineFacts): readonly AllowedSkip[] {
   return rules.filter(({ when }) => when !== false);
 }
 
-export async function machineFacts(signal: AbortSignal): Promise<MachineFacts> {
+/** `handler`: whose containers the suite runs; runc's by default. */
+export async function machineFacts(signal: AbortSignal, handler = 'runc'): Promise<MachineFacts> {
   const appArmor = await readFile('/sys/module/apparmor/parameters/enabled', 'utf8').catch(() => 'N');
-  const { stdout } = await exec('runc', ['--version'], { deadlineMs: 10_000, signal });
+  const { stdout } = await exec(handler, ['--version'], { deadlineMs: 10_000, signal });
   const [major, minor] = (/version (\d+)\.(\d+)/.exec(stdout.toString('utf8')) ?? ['', '0', '0'])
     .slice(1)
     .map(Number);
-  return { appArmor: appArmor.startsWith('Y'), userNamespaces: major! > 1 || minor! >= 2 };
+  return {
+    appArmor: appArmor.startsWith('Y'),
+    userNamespaces: major! > 1 || minor! >= (handler === 'crun' ? 8 : 2),
+  };
 }

@@ -70,11 +70,17 @@ export async function tracesOfNode(own: NodeNames, paths: TestNodePaths): Promis
   ].sort();
 }
 
-/**
- * Removes all of a node whose agent does not run any more: processes (those in its cgroup and those that name its
- * folder), mounts, cgroups, links, firewall rules, and the folder. Throws FAILED_PRECONDITION with what would not go.
- */
+/** Removes all of a node whose agent does not run any more, and its folder. Throws as `endNode` does. */
 export async function removeNodeTraces(own: NodeNames): Promise<void> {
+  await endNode(own);
+  await removeTree(own.folder);
+}
+
+/**
+ * Ends what a machine without power has no more: processes (those in the node's cgroup and those that name its folder),
+ * mounts, cgroups, links, firewall rules. Throws FAILED_PRECONDITION with what would not go.
+ */
+export async function endNode(own: NodeNames): Promise<void> {
   const until = performance.now() + 20_000;
   const left: string[] = [];
   for (;;) {
@@ -108,7 +114,6 @@ export async function removeNodeTraces(own: NodeNames): Promise<void> {
   for (const link of await links()) if (link.master === own.bridge) await deleteLink(link.name);
   await deleteLink(own.bridge);
   await removeNatRules(own.network);
-  await removeTree(own.folder);
 }
 
 async function processesOfNode(own: NodeNames): Promise<number[]> {

@@ -7,7 +7,8 @@ import { mkdir, mkdtemp, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { removeNodeTraces, tracesOfNode } from './node-traces.ts';
+import { removeTree } from '../../runtime/host/files.ts';
+import { endNode, removeNodeTraces, tracesOfNode } from './node-traces.ts';
 import { type Daemon, freePorts, startDaemon, waitFor } from './process.ts';
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
@@ -67,6 +68,8 @@ export interface TestNode {
   kill9(): Promise<void>;
   /** KILL and a new start at once. */
   restart9(args?: readonly string[]): Promise<void>;
+  /** As a power cut: nothing runs, is mounted or linked any more, and what is in `runDir` is gone. Start it then. */
+  losePower(): Promise<void>;
   /** TERM and the wait for its end. */
   stop(): Promise<void>;
   /** The end of the agent's log. */
@@ -182,6 +185,11 @@ export async function startNode(options: TestNodeOptions = {}): Promise<TestNode
       async restart9(args) {
         await node.kill9();
         await node.start(args);
+      },
+      async losePower() {
+        await node.kill9();
+        await endNode(own);
+        await removeTree(paths.runDir);
       },
       stop: () => running().stop(),
       log: (bytes) => running().tail(bytes),

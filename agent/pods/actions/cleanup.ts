@@ -1,20 +1,24 @@
 /** Removing what is left of containers and pods. Every step may be repeated. */
-import { readdir, rm, rmdir } from 'node:fs/promises';
+import { rm, rmdir } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import type { ContainerStatus } from '../../../runtime/api.ts';
 import { listFolder, removeTree } from '../../../runtime/host/files.ts';
+import { removeLinks } from '../../logs/links.ts';
 import { podLogFolder, uidOf } from '../spec/pod.ts';
 import { cgroupOf, podCgroup } from '../spec/qos.ts';
 import { type ActionContext, podFolder } from './context.ts';
 import { logLink } from './start.ts';
 import { userIdsFile } from './user_ids.ts';
 
-/** A container and, without `keepLogs`, its logs (rotated ones too) and the link to them. */
+/**
+ * A container and, without `keepLogs`, its logs (rotated ones too) and the link to them: before the container itself,
+ * since after it nobody knows of them any more.
+ */
 export async function removeContainer(context: ActionContext, id: string, keepLogs = false): Promise<void> {
   const container = context.observed.containers.find((one) => one.id === id);
+  if (container !== undefined)
+    await Promise.all([removeLink(context, container), keepLogs ? undefined : removeLogs(container)]);
   await context.runtime.removeContainer(id, context.signal);
-  if (container === undefined) return;
-  await Promise.all([removeLink(context, container), keepLogs ? undefined : removeLogs(container)]);
 }
 
 async function removeLink(context: ActionContext, container: ContainerStatus): Promise<void> {
@@ -33,11 +37,12 @@ async function removeLogs(container: ContainerStatus): Promise<void> {
 /** A sandbox with its containers; their logs go with the pod's folder. */
 export async function removeSandbox(context: ActionContext, id: string): Promise<void> {
   const { runtime, signal, observed } = context;
-  const links = observed.containers
-    .filter(({ podSandboxId }) => podSandboxId === id)
-    .map((container) => removeLink(context, container));
-  const removing = runtime.stopPodSandbox(id, signal).then(() => runtime.removePodSandbox(id, signal));
-  await Promise.all([removing, ...links]);
+  const own = observed.containers.filter(({ podSandboxId }) => podSandboxId === id);
+  await Promise.all([
+    runtime.stopPodSandbox(id, signal),
+    ...own.map((container) => removeLink(context, container)),
+  ]);
+  await runtime.removePodSandbox(id, signal);
 }
 
 /** The pod's cgroup, logs and folder. */
@@ -59,11 +64,10 @@ export async function erase(context: ActionContext): Promise<void> {
   await rmdir(folder).catch(() => {});
 }
 
-/** The pod's name may not be known: its log folders end in its uid. */
-async function removeLogsOf(context: ActionContext, uid: string): Promise<void> {
-  const root = context.config.podLogsDir;
-  const names = await readdir(root).catch(() => [] as string[]);
-  await Promise.all(
-    names.filter((name) => name.endsWith(`_${uid}`)).map((name) => removeTree(join(root, name))),
-  );
+/** The pod's name may not be known: its log folders end in its uid. The links to them go first. */
+async function removeLogsOf({ config }: ActionContext, uid: string): Promise<void> {
+  const { podLogsDir, containerLogsDir } = config;
+  await removeLinks(containerLogsDir, podLogsDir, (target) => target.uid === uid);
+  const names = (await listFolder(podLogsDir)).filter((name) => name.endsWith(`_${uid}`));
+  await Promise.all(names.map((name) => removeTree(join(podLogsDir, name))));
 }

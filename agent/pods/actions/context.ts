@@ -8,8 +8,10 @@ import type { ApiserverClient, EventRecorder, ObjectCache, Pod } from '../../api
 import type { ImageAccess } from '../../images/access.ts';
 import type { ReadyVolume, VolumeManager } from '../../volumes/types.ts';
 import type { PodMemory } from '../plan/memory.ts';
+import type { DeadContainers } from '../plan/prune.ts';
 import type { ProbeRoom } from '../prober.ts';
 import type { KernelSettings } from '../resources/kernel_limits.ts';
+import type { Turns } from '../resources/turns.ts';
 import { ephemeralContainers, initContainers } from '../spec/pod.ts';
 import type { CgroupSettings } from '../spec/qos.ts';
 import type { SecuritySettings } from '../spec/security.ts';
@@ -40,12 +42,15 @@ export interface PodsConfig {
   readonly runtimeName?: string;
   /** Longest CrashLoopBackOff; default 300,000. */
   readonly maxContainerRestartPeriodMs?: number;
+  /** Default: the one before the newest is kept. */
+  readonly dead?: DeadContainers;
 }
 
 /** What pods share and the room makes itself. */
 export interface Made {
   readonly handlers: Handlers;
   readonly userIds: UserIds;
+  readonly turns: Turns;
 }
 
 /** What all pods share. */

@@ -2,7 +2,7 @@
 import { sleep } from '../../../runtime/host/clock.ts';
 import { abortError, KeelsonError } from '../../../runtime/host/errors.ts';
 import type { PodContainer } from '../../apiserver/types.ts';
-import { headersOf, httpGet, urlOf } from '../probes/http_get.ts';
+import { headersOf, httpGet, requestTo, urlOf } from '../probes/http_get.ts';
 import { type ActionContext, tell } from './context.ts';
 
 export type Hook = NonNullable<NonNullable<PodContainer['lifecycle']>['preStop']>;
@@ -65,7 +65,7 @@ async function httpHook(
   const url = urlOf(container, action, host);
   const headers = headersOf(action, 'lifecycle');
   try {
-    await httpGet(url, headers, signal);
+    await httpGet(requestTo(url, headers), signal);
   } catch (error) {
     if (signal.aborted) throw abortError(signal, `hook of container ${container.name}`);
     if (url.protocol !== 'https:' || !isPlainHttp(error)) throw error;
@@ -74,7 +74,7 @@ async function httpHook(
     const plain = Object.fromEntries(
       Object.entries(headers).filter(([name]) => name.toLowerCase() !== 'authorization'),
     );
-    await httpGet(url, plain, signal);
+    await httpGet(requestTo(url, plain), signal);
     tell(
       context,
       undefined,

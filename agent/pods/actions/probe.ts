@@ -5,7 +5,7 @@ import { abortError, describe, isError, KeelsonError } from '../../../runtime/ho
 import type { PodContainer } from '../../apiserver/types.ts';
 import { expand } from '../env.ts';
 import { authorityOf, portOf } from '../probes/address.ts';
-import { goWords, headersOf, httpGet, urlOf } from '../probes/http_get.ts';
+import { goWords, type HttpGetAction, type HttpRequest, httpGet, requestOf } from '../probes/http_get.ts';
 
 export type Probe = NonNullable<PodContainer['readinessProbe']>;
 
@@ -77,11 +77,10 @@ async function ask(
   if (probe.tcpSocket !== undefined)
     return byConnect(probe.tcpSocket.host || podIp, portOf(container, probe.tcpSocket.port), limited);
   if (probe.httpGet !== undefined) {
-    const url = urlOf(container, probe.httpGet, podIp);
-    const headers = headersOf(probe.httpGet, 'probe');
+    const request = requestFor(container, probe.httpGet, podIp);
     let answer: Awaited<ReturnType<typeof httpGet>>;
     try {
-      answer = await httpGet(url, headers, limited);
+      answer = await httpGet(request, limited);
     } catch (error) {
       return { result: 'failure', output: (error as Error).message };
     }
@@ -98,6 +97,23 @@ async function ask(
     return { result: well ? 'success' : 'failure', output };
   }
   throw new KeelsonError('FAILED_PRECONDITION', `missing probe handler for container ${container.name}`);
+}
+
+interface Prepared {
+  readonly container: PodContainer;
+  readonly podIp: string;
+  readonly request: HttpRequest;
+}
+
+/** Made once for each probe and address: URL and headers would be a sixth of what asking costs. */
+const prepared = new WeakMap<HttpGetAction, Prepared>();
+
+function requestFor(container: PodContainer, action: HttpGetAction, podIp: string): HttpRequest {
+  const known = prepared.get(action);
+  if (known?.container === container && known.podIp === podIp) return known.request;
+  const request = requestOf(container, action, podIp, 'probe');
+  prepared.set(action, { container, podIp, request });
+  return request;
 }
 
 async function byExec(

@@ -1,7 +1,7 @@
 /** Bringing a pod up: what its sandbox and containers wait for, and what is done about it. Pure. */
 import type { ContainerStatus } from '../../../runtime/api.ts';
 import type { Pod, PodContainer, PodStatus } from '../../apiserver/types.ts';
-import { holdsStarts, resizeActions } from '../resources/resize_plan.ts';
+import { holdsStarts, needsRestart, resizeActions } from '../resources/resize_plan.ts';
 import { containerHash } from '../spec/container_config.ts';
 import { allContainers, annotationNames, formatPod, specGraceSeconds } from '../spec/pod.ts';
 import { namespacesOf } from '../spec/sandbox_config.ts';
@@ -17,6 +17,7 @@ import {
 import type { Waiting } from './container_status.ts';
 import type { Decision } from './decide.ts';
 import type { PodMemory } from './memory.ts';
+import { type DeadContainers, prune } from './prune.ts';
 import { stopAction } from './teardown.ts';
 import { isLive, nextAttempt, oldStatusOf, type View } from './view.ts';
 
@@ -30,6 +31,7 @@ export interface BringUpInput {
   readonly old: PodStatus | undefined;
   readonly now: number;
   readonly crash: BackoffSettings;
+  readonly dead?: DeadContainers;
 }
 
 export interface BringUp {
@@ -96,7 +98,9 @@ export function bringUp(input: BringUpInput): BringUp {
   const resize = resizeActions(pod, memory.resize, view.newest, inFlight, now);
   actions.push(...resize.actions);
   if (resize.wakeAt !== undefined) wakeAt.push(resize.wakeAt);
-  actions.push(...prune(input));
+  const pruned = prune(input);
+  actions.push(...pruned.actions);
+  if (pruned.wakeAt !== undefined) wakeAt.push(pruned.wakeAt);
   return { actions, waiting, wakeAt, failing };
 
   function attemptOf(name: string): number {
@@ -140,7 +144,8 @@ export function bringUp(input: BringUpInput): BringUp {
       }
     }
     if (newest !== undefined && usable) {
-      if (mayStart && volumesReady())
+      // One made before a resize that would restart it has not run yet: it gets the new resources and need not.
+      if (mayStart && volumesReady() && !needsRestart(memory.resize, container, newest))
         actions.push({ kind: 'start', key: `start/${name}`, container: name, id: newest.id });
       return false;
     }
@@ -275,26 +280,5 @@ function replaceSandbox(input: BringUpInput, graceful: number, held: boolean): A
   const inCgroup = namespacesOf(pod).pid === 'pod';
   if (open.length === 0 && !held && (memory.cgroupReady || !inCgroup))
     actions.push({ kind: 'sandbox', key: 'sandbox', attempt: view.nextSandboxAttempt });
-  return actions;
-}
-
-/** Containers beyond the newest and the one before it, and sandboxes that nothing is kept of. */
-function prune(input: BringUpInput): Action[] {
-  const { observed, view } = input;
-  const seen = new Map<string, number>();
-  const actions: Action[] = [];
-  for (const { id, metadata, state } of observed.containers) {
-    const place = seen.get(metadata.name) ?? 0;
-    seen.set(metadata.name, place + 1);
-    // What could not be started stays until the next one is there: its number is taken.
-    const useless = place >= 2 || (place === 1 && state === 'created');
-    if (useless && state !== 'running' && state !== 'unknown')
-      actions.push({ kind: 'removeContainer', key: `remove/${id}`, id });
-  }
-  for (const { id, state } of observed.sandboxes) {
-    const empty = observed.containers.every(({ podSandboxId }) => podSandboxId !== id);
-    if (id !== view.sandbox?.id && state === 'notready' && empty && view.sandbox !== undefined)
-      actions.push({ kind: 'removeSandbox', key: `sandbox/${id}`, id });
-  }
   return actions;
 }

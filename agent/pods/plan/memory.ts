@@ -39,8 +39,10 @@ export interface Termination {
 /** The node ends the pod for the good of others. */
 export interface Eviction extends Refusal {
   readonly since: number;
-  /** Message of the condition DisruptionTarget. */
-  readonly condition: string;
+  /** Message of the condition DisruptionTarget; absent: there is none. */
+  readonly condition?: string;
+  /** Milliseconds instead of the pod's own grace. */
+  readonly graceMs?: number;
 }
 
 export interface PodMemory {

@@ -12,9 +12,10 @@ import { bringUp } from './bringup.ts';
 import { isTerminalPhase } from './conditions.ts';
 import { decide } from './decide.ts';
 import type { PodMemory } from './memory.ts';
+import type { DeadContainers } from './prune.ts';
 import { anyLeft, asksForRestartOfAll, resetAll } from './restart_all.ts';
 import { refusedStatus, statusOf, type WrittenStatus } from './status.ts';
-import { isAnythingLive, releaseAll, removeAll, stopAll } from './teardown.ts';
+import { isAnythingLive, releaseAll, removeAll, stopAll, withoutHeld } from './teardown.ts';
 import { type View, viewOf } from './view.ts';
 
 export interface PlanInput {
@@ -28,6 +29,8 @@ export interface PlanInput {
   readonly now: number;
   /** Default: `crashBackoff`. */
   readonly crash?: BackoffSettings;
+  /** Default: `deadContainers`. */
+  readonly dead?: DeadContainers;
   /** Default `keelson`. */
   readonly runtimeName?: string;
 }
@@ -54,6 +57,12 @@ const deadlineExceeded: Refusal = {
 };
 
 export function plan(input: PlanInput): Plan {
+  const wanted = wantedOf(input);
+  const { actions, wakeAt } = withoutHeld(wanted.actions, input.memory, input.now);
+  return wakeAt === undefined ? wanted : { ...wanted, actions, ...earliest([wakeAt, wanted.wakeAt]) };
+}
+
+function wantedOf(input: PlanInput): Plan {
   if (input.memory.termination !== undefined) return terminate(input, input.memory.termination.deadline);
   if (input.memory.refused !== undefined) return refuse(input, input.memory.refused);
   return run(input);
@@ -112,10 +121,9 @@ function run(input: PlanInput): Plan {
 
 /** Every container of the pod is on its way to begin anew, in the same sandbox. */
 function restartAll(input: PlanInput, view: View, limit: number | undefined): Plan {
-  const { pod, observed, memory, inFlight, now } = input;
-  const { actions, wakeAt } = resetAll(pod, observed, view, memory, inFlight, now);
+  const { pod, observed, inFlight, now } = input;
   return {
-    actions,
+    actions: resetAll(pod, observed, view, inFlight, now),
     interruptStarts: true,
     status: statusOf({
       ...input,
@@ -126,7 +134,7 @@ function restartAll(input: PlanInput, view: View, limit: number | undefined): Pl
       ended: false,
       live: true,
     }),
-    ...earliest([...wakeAt, limit]),
+    ...earliest([limit]),
     settling: false,
     final: false,
     gone: false,
@@ -161,14 +169,12 @@ function fail(input: PlanInput, failed: Refusal, since: number): Plan {
 function end(input: PlanInput, failed: Refusal | undefined, since: number | undefined): Plan {
   const { pod, observed, memory, inFlight, now } = input;
   const live = isAnythingLive(observed, inFlight);
-  const rest = live
-    ? stopAll(pod, observed, deadlineOf(input, since ?? now), memory, inFlight, now)
-    : releaseAll(observed, memory, now);
   return {
-    actions: rest.actions,
+    ...(live
+      ? stopAll(pod, observed, deadlineOf(input, since ?? now), memory, inFlight, now)
+      : releaseAll(observed, memory)),
     interruptStarts: true,
     status: endStatus(input, live, failed),
-    ...earliest([rest.wakeAt]),
     settling: false,
     final: !live,
     gone: false,
@@ -176,9 +182,9 @@ function end(input: PlanInput, failed: Refusal | undefined, since: number | unde
 }
 
 /** One deadline for all: that of a stop under way, else the pod's grace from `since`. */
-function deadlineOf({ pod, inFlight }: PlanInput, since: number): number {
+function deadlineOf({ pod, inFlight, memory }: PlanInput, since: number): number {
   const given = [...inFlight.values()].flatMap(({ deadline }) => (deadline === undefined ? [] : [deadline]));
-  return Math.min(since + specGraceSeconds(pod) * 1000, ...given);
+  return Math.min(since + (memory.evicted?.graceMs ?? specGraceSeconds(pod) * 1000), ...given);
 }
 
 function endStatus(input: PlanInput, live: boolean, failed: Refusal | undefined): WrittenStatus {
@@ -213,10 +219,10 @@ function terminate(input: PlanInput, deadline: number): Plan {
         gone: false,
       };
     }
-    const first = removeAll(observed, memory, now);
+    const first = removeAll(observed, memory);
     return { ...first, interruptStarts: true, status, settling: false, final: true, gone: false };
   }
-  const rest = removeAll(observed, memory, now);
+  const rest = removeAll(observed, memory);
   return {
     ...rest,
     interruptStarts: true,
@@ -229,10 +235,9 @@ function terminate(input: PlanInput, deadline: number): Plan {
 
 /** Not admitted: nothing is made; what an earlier life left is given back. */
 function refuse(input: PlanInput, refused: Refusal): Plan {
-  const { pod, memory, now } = input;
-  const rest = releaseAll(input.observed, { ...memory, volumes: 'gone' }, now);
+  const { pod, memory } = input;
   return {
-    ...rest,
+    ...releaseAll(input.observed, { ...memory, volumes: 'gone' }),
     interruptStarts: true,
     status: refusedStatus(pod, refused, memory.firstSeen),
     settling: false,

@@ -4,7 +4,6 @@ import type { Pod, PodStatus } from '../../apiserver/types.ts';
 import { allContainers, type ContainerExtras, ruleFor } from '../spec/pod.ts';
 import type { ObservedPod } from '../types.ts';
 import type { Action, InFlight } from './actions.ts';
-import type { PodMemory } from './memory.ts';
 import { stopAction } from './teardown.ts';
 import { isLive, type View } from './view.ts';
 
@@ -45,16 +44,15 @@ export function anyLeft(pod: Pod, view: View, inFlight: InFlight): boolean {
 
 /**
  * Ends and removes all but ephemeral containers, without their preStop hooks; those whose exit asked for it go last,
- * so that an agent that is started anew in the middle knows. `wakeAt` where a failed step has to wait.
+ * so that an agent that is started anew in the middle knows.
  */
 export function resetAll(
   pod: Pod,
   observed: ObservedPod,
   view: View,
-  memory: PodMemory,
   inFlight: InFlight,
   now: number,
-): { actions: Action[]; wakeAt: number[] } {
+): Action[] {
   const names = new Set(allContainers(pod).map(({ name }) => name));
   const left = observed.containers.filter(({ metadata }) => names.has(metadata.name));
   const sources = new Set([...names].filter((name) => isSource(pod, view, name)));
@@ -77,9 +75,5 @@ export function resetAll(
     if (inFlight.has(`create/${metadata.name}`) || inFlight.has(`start/${metadata.name}`)) continue;
     wanted.push({ kind: 'removeContainer', key: `remove/${id}`, id, keepLogs: true });
   }
-  const held = (key: string) => memory.teardownFailures[key]?.retryAt ?? 0;
-  return {
-    actions: wanted.filter(({ key }) => held(key) <= now),
-    wakeAt: wanted.map(({ key }) => held(key)).filter((at) => at > now),
-  };
+  return wanted;
 }

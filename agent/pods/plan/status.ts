@@ -1,11 +1,11 @@
 /** The whole status of a pod, from what is observed and what was written before. Pure. */
 import { rfc3339 } from '../../../runtime/host/clock.ts';
 import type { Pod, PodContainer, PodContainerStatus, PodStatus } from '../../apiserver/types.ts';
-import { resizeConditions } from '../resources/resize_plan.ts';
+import { holdsStarts, resizeConditions } from '../resources/resize_plan.ts';
 import { evictionConditions, podResources } from '../resources/resource_status.ts';
 import type { Refusal } from '../spec/admission.ts';
 import { ephemeralContainers, initContainers, isHostNetwork, regularContainers } from '../spec/pod.ts';
-import { qosClassOf } from '../spec/qos.ts';
+import { type Needs, qosClassOf } from '../spec/qos.ts';
 import { conditionsOf, isTerminalPhase, type Phase, phaseOf } from './conditions.ts';
 import { containerStatus, type Waiting } from './container_status.ts';
 import type { PodMemory } from './memory.ts';
@@ -70,7 +70,10 @@ export function statusOf(input: StatusInput): WrittenStatus {
       ...(isTerminalPhase(phase) ? [] : resizeConditions(memory.resize, old, now)),
       ...evictionConditions(pod, memory.evicted, old, now),
     ],
-    ...podResources(pod),
+    ...podResources(
+      pod,
+      holdsStarts(memory.resize) ? (old as { resources?: Needs } | undefined)?.resources : undefined,
+    ),
     ...(told?.reason ? { reason: told.reason } : {}),
     ...(told?.message ? { message: told.message } : {}),
     ...addresses(input),

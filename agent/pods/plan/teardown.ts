@@ -61,20 +61,20 @@ export function stopAll(
   return { actions, ...(waits && now < deadline ? { wakeAt: deadline } : {}) };
 }
 
-/** When a step that failed may be tried again; 0 for at once. */
-function retryAt(memory: PodMemory, key: string): number {
-  return memory.teardownFailures[key]?.retryAt ?? 0;
-}
-
-/**
- * What is left to remove once nothing of the pod runs any more; an empty list when all is gone. `wakeAt` where a
- * failed step has to wait.
- */
-export function removeAll(
-  observed: ObservedPod,
+/** Without the steps that failed and have to wait: until `wakeAt`. */
+export function withoutHeld(
+  wanted: readonly Action[],
   memory: PodMemory,
   now: number,
-): { actions: Action[]; wakeAt?: number; gone: boolean } {
+): { actions: readonly Action[]; wakeAt?: number } {
+  const heldUntil = ({ key }: Action) => memory.teardownFailures[key]?.retryAt ?? 0;
+  const later = wanted.map(heldUntil).filter((at) => at > now);
+  if (later.length === 0) return { actions: wanted };
+  return { actions: wanted.filter((action) => heldUntil(action) <= now), wakeAt: Math.min(...later) };
+}
+
+/** What is left to remove once nothing of the pod runs any more; an empty list when all is gone. */
+export function removeAll(observed: ObservedPod, memory: PodMemory): { actions: Action[]; gone: boolean } {
   const wanted: Action[] = observed.sandboxes.map(({ id }) => ({
     kind: 'removeSandbox',
     key: `sandbox/${id}`,
@@ -87,30 +87,14 @@ export function removeAll(
   if (memory.volumes !== 'gone') wanted.push({ kind: 'tearDown', key: 'tearDown' });
   const bare = wanted.length === 0;
   if (bare && !memory.erased) wanted.push({ kind: 'erase', key: 'erase' });
-  return { ...ready(wanted, memory, now), gone: bare && memory.erased };
+  return { actions: wanted, gone: bare && memory.erased };
 }
 
 /** What a pod that has ended gives back before it is deleted: its network and volumes. Logs stay. */
-export function releaseAll(
-  observed: ObservedPod,
-  memory: PodMemory,
-  now: number,
-): { actions: Action[]; wakeAt?: number } {
+export function releaseAll(observed: ObservedPod, memory: PodMemory): { actions: Action[] } {
   const wanted: Action[] = observed.sandboxes
     .filter(({ id, state }) => state === 'ready' || !memory.stoppedSandboxes.includes(id))
     .map(({ id }) => ({ kind: 'stopSandbox', key: `sandbox/${id}`, id }));
   if (memory.volumes !== 'gone') wanted.push({ kind: 'tearDown', key: 'tearDown' });
-  return ready(wanted, memory, now);
-}
-
-function ready(
-  wanted: readonly Action[],
-  memory: PodMemory,
-  now: number,
-): { actions: Action[]; wakeAt?: number } {
-  const later = wanted.map(({ key }) => retryAt(memory, key)).filter((at) => at > now);
-  return {
-    actions: wanted.filter(({ key }) => retryAt(memory, key) <= now),
-    ...(later.length === 0 ? {} : { wakeAt: Math.min(...later) }),
-  };
+  return { actions: wanted };
 }

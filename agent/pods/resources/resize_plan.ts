@@ -38,7 +38,7 @@ export function withChange(state: ResizeState | undefined, change: ResizeChange)
   return { ...rest, ...(pending === undefined ? {} : { pending }) };
 }
 
-/** Nothing is started in a pod whose cgroups do not have what the pod was given. */
+/** Nothing is made in a pod whose cgroups do not have what the pod was given. */
 export function holdsStarts(state: ResizeState | undefined): boolean {
   return state?.progress !== undefined && state.actuated !== true;
 }
@@ -70,17 +70,21 @@ export function resizeActions(
 ): { readonly actions: readonly Action[]; readonly wakeAt?: number } {
   if (state?.progress === undefined) return { actions: [] };
   const { generation } = state.progress;
+  // Also one that is being started: it runs with what it was made with.
+  const stopping = allContainers(pod).some((container) => {
+    const live = newest(container.name);
+    const runs =
+      live?.state === 'running' || (live?.state === 'created' && inFlight.has(`start/${container.name}`));
+    return runs && needsRestart(state, container, pod, live);
+  });
+  if (stopping) return { actions: [] };
   if (state.actuated === true) return { actions: [{ kind: 'resized', key: 'note/resized', generation }] };
   if (state.failure !== undefined && state.failure.retryAt > now)
     return { actions: [], wakeAt: state.failure.retryAt };
   // A container that is being made shows its old resources only once it is there.
   if ([...inFlight.keys()].some((key) => key === 'cgroup' || key.startsWith('create/')))
     return { actions: [] };
-  const stopping = allContainers(pod).some((container) => {
-    const running = newest(container.name);
-    return running?.state === 'running' && needsRestart(state, container, pod, running);
-  });
-  return { actions: stopping ? [] : [{ kind: 'resize', key: 'resize', generation }] };
+  return { actions: [{ kind: 'resize', key: 'resize', generation }] };
 }
 
 /** PodResizePending and PodResizeInProgress, each of the generation that it is about. */

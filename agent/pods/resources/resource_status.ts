@@ -58,8 +58,11 @@ function actual(given: Needs, newest: ContainerStatus, old: PodContainerStatus |
   return { ...(requests ? { requests } : {}), ...(limits ? { limits } : {}) };
 }
 
-/** What the pod as a whole was given (KEP-5419); nothing for a pod that asks for nothing. */
-export function podResources(pod: Pod): object {
+/**
+ * What the pod as a whole has, and was given (KEP-5419); nothing for a pod that asks for nothing. `before`: what it was told
+ * to have, while its cgroup does not have what it was given; a request of memory is no matter of cgroups.
+ */
+export function podResources(pod: Pod, before?: Needs): object {
   const amounts = (of: (resource: string) => number): Amounts => {
     const [cpu, memory] = [of('cpu'), of('memory')];
     return {
@@ -74,8 +77,22 @@ export function podResources(pod: Pod): object {
   const limits = amounts((resource) => podLimitMilli(pod, resource));
   const some = (list: Amounts) => Object.keys(list).length > 0;
   if (!some(requests) && !some(limits)) return {};
+  const still = (list: Amounts, told: Needs['requests'], names: readonly string[]): Amounts =>
+    Object.fromEntries(
+      Object.entries(list).map(([name, value]) => [
+        name,
+        (names.includes(name) ? told?.[name] : undefined) ?? value,
+      ]),
+    );
+  const has = {
+    requests: still(requests, before?.requests, ['cpu']),
+    limits: still(limits, before?.limits, ['cpu', 'memory']),
+  };
   return {
-    resources: { ...(some(requests) ? { requests } : {}), ...(some(limits) ? { limits } : {}) },
+    resources: {
+      ...(some(requests) ? { requests: has.requests } : {}),
+      ...(some(limits) ? { limits: has.limits } : {}),
+    },
     ...(some(requests) ? { allocatedResources: requests } : {}),
   };
 }
@@ -87,7 +104,7 @@ export function evictionConditions(
   old: PodStatus | undefined,
   now: number,
 ): PodCondition[] {
-  if (evicted === undefined) return [];
+  if (evicted?.condition === undefined) return [];
   const type = 'DisruptionTarget';
   const before = old?.conditions?.find((condition) => condition.type === type);
   const generation = pod.metadata?.generation;

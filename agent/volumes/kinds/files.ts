@@ -9,6 +9,7 @@ import { isMountPoint, mountTmpfs } from '../mounts.ts';
 import { nestedMountPoints } from '../nested.ts';
 import { type Collected, collect, tokenKey } from '../sources.ts';
 import type { Tokens } from '../tokens.ts';
+import type { Trust } from '../trust/bundles.ts';
 import type { VolumeKind, VolumeRequest } from './kind.ts';
 
 const plugins = {
@@ -26,6 +27,7 @@ const retryMs = 30_000;
 export interface FilesOptions {
   readonly objects: ObjectCache;
   readonly tokens: Tokens;
+  readonly trust: () => Promise<Trust>;
   readonly clock: Clock;
   readonly log: Logger;
   readonly random: () => number;
@@ -34,7 +36,7 @@ export interface FilesOptions {
 }
 
 export function filesKinds(options: FilesOptions): VolumeKind[] {
-  const { objects, tokens, clock, log, random, allocatable } = options;
+  const { objects, tokens, trust, clock, log, random, allocatable } = options;
   /** Uids of pods whose tokens were looked for in what an earlier process wrote. */
   const adopted = new Set<string>();
 
@@ -46,7 +48,7 @@ export function filesKinds(options: FilesOptions): VolumeKind[] {
     const ready = { hostPath: folder, readOnly: true };
     let collected: Collected;
     try {
-      collected = await collect(pod, volume, { objects, tokens, allocatable }, signal);
+      collected = await collect(pod, volume, { objects, tokens, trust, allocatable }, signal);
     } catch (error) {
       if (signal?.aborted || !(await isWritten(folder))) throw error;
       log.warn(

@@ -8,17 +8,18 @@ import type { Pod } from '../../apiserver/types.ts';
 import { mountsBelow } from '../mounts.ts';
 import type { Patience } from '../patience.ts';
 import { bind, isMounted, mountDevice } from './filesystem.ts';
+import type { Giving } from './giving.ts';
 import type { VolumeKind, VolumeRequest } from './kind.ts';
-import { setOwnership } from './ownership.ts';
 
 export interface LocalOptions {
   /** kubelet's root folder. */
   readonly kubeletDir: string;
   readonly patience: Patience;
+  readonly giving: Giving;
   readonly warn: (pod: Pod, reason: string, message: string) => void;
 }
 
-export function localKind({ kubeletDir, patience, warn }: LocalOptions): VolumeKind {
+export function localKind({ kubeletDir, patience, giving, warn }: LocalOptions): VolumeKind {
   /** Pods that share a volume take turns: the first one gives it to its group. */
   const turns = keyedQueue();
   const globalFolder = (specName: string) =>
@@ -51,7 +52,7 @@ export function localKind({ kubeletDir, patience, warn }: LocalOptions): VolumeK
     }
     // Before the pod has it: cut short, it is done again.
     if (fsGroup !== undefined && others === 0 && !readOnly)
-      await setOwnership(from, fsGroup, { changePolicy, signal });
+      await giving.give({ pod, folder: from, shown: folder, gid: fsGroup, changePolicy, signal });
     await bind(from, folder, readOnly);
   }
 

@@ -16,6 +16,8 @@ export interface OwnershipOptions {
   readonly changePolicy?: string | undefined;
   readonly readOnly?: boolean;
   readonly signal?: AbortSignal | undefined;
+  /** Called for each file and folder that was looked at. */
+  readonly onEntry?: () => void;
 }
 
 /** Bits that a file or folder gets. Pure. */
@@ -33,23 +35,24 @@ export function isOwned(facts: { gid: number; mode: number }, gid: number, readO
 export async function setOwnership(
   folder: string,
   gid: number,
-  { changePolicy, readOnly = false, signal }: OwnershipOptions = {},
+  { changePolicy, readOnly = false, signal, onEntry = () => {} }: OwnershipOptions = {},
 ): Promise<void> {
   const root = await open(folder, O_PATH | constants.O_DIRECTORY);
   try {
     if (changePolicy === 'OnRootMismatch' && isOwned(await root.stat(), gid, readOnly)) return;
-    await giveFolder(root, gid, readOnly, signal);
+    await giveFolder(root, { gid, readOnly, signal, onEntry });
   } finally {
     await root.close();
   }
 }
 
-async function giveFolder(
-  folder: FileHandle,
-  gid: number,
-  readOnly: boolean,
-  signal: AbortSignal | undefined,
-): Promise<void> {
+interface Walk extends Required<Pick<OwnershipOptions, 'readOnly' | 'onEntry'>> {
+  readonly gid: number;
+  readonly signal: AbortSignal | undefined;
+}
+
+async function giveFolder(folder: FileHandle, walk: Walk): Promise<void> {
+  const { gid, readOnly, signal } = walk;
   const names = await readdir(Buffer.from(`/proc/self/fd/${folder.fd}/.`), { encoding: 'buffer' });
   for (const name of names) {
     if (signal?.aborted) throw abortError(signal, 'giving a volume to its group');
@@ -64,13 +67,18 @@ async function giveFolder(
     try {
       const facts = await entry.stat();
       if (facts.isSymbolicLink()) continue;
-      if (facts.isDirectory()) await giveFolder(entry, gid, readOnly, signal);
-      else await give(entry, facts, gid, readOnly);
+      if (facts.isDirectory()) {
+        await giveFolder(entry, walk);
+      } else {
+        await give(entry, facts, gid, readOnly);
+        walk.onEntry();
+      }
     } finally {
       await entry.close();
     }
   }
   await give(folder, await folder.stat(), gid, readOnly);
+  walk.onEntry();
 }
 
 async function give(

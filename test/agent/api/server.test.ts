@@ -27,7 +27,7 @@ import { containerForLogs } from '../../../agent/api/log-container.ts';
 import { type NodeApiOptions, startNodeApi } from '../../../agent/api/server.ts';
 import type { Pod } from '../../../agent/apiserver/types.ts';
 import { systemClock } from '../../../runtime/host/clock.ts';
-import { isError } from '../../../runtime/host/errors.ts';
+import { isError, KeelsonError } from '../../../runtime/host/errors.ts';
 import { makeLogger } from '../../../runtime/host/log.ts';
 import type { StreamHandlers } from '../../../runtime/streaming/types.ts';
 import { type Review, reviewClient } from './reviews.ts';
@@ -382,6 +382,60 @@ test('exec, attach, run and portForward are authorized as create, and not there 
   }
   assert.equal((await refused.get('/exec/shop/web/app', { ...nobody, headers: webSocket })).status, 401);
   assert.deepEqual(served, []);
+});
+
+test('checkpoints: for those who may, in kubelet’s words where there is none', async (t) => {
+  const calls: unknown[] = [];
+  let fails: KeelsonError | undefined;
+  const runtime = {
+    async listContainers({ labels = {} }: { labels?: Readonly<Record<string, string>> } = {}) {
+      return labels['io.kubernetes.container.name'] === 'app' ? [{ id: 'c1', createdAt: 1 }] : [];
+    },
+    async checkpointContainer(...[id, location, timeoutMs]: [string, string, number]) {
+      calls.push([id, location, timeoutMs]);
+      if (fails !== undefined) throw fails;
+    },
+  } as unknown as NonNullable<NodeApiOptions['checkpoints']>['runtime'];
+  const { get, asked } = await api(
+    t,
+    {
+      checkpoints: { runtime, folder: '/kubelet/checkpoints' },
+      clock: { ...systemClock, now: () => Date.UTC(2026, 0, 2, 3, 4, 5, 678) },
+      debugging: false,
+    },
+    () => ({ allowed: true }),
+  );
+  const post = (path: string) => get(path, { method: 'POST' });
+  const made = await post('/checkpoint/shop/web/app?timeout=3&timeout=7');
+  const location = '/kubelet/checkpoints/checkpoint-web_shop-app-2026-01-02T03:04:05Z.tar';
+  assert.deepEqual([made.status, made.type], [200, 'application/json']);
+  assert.equal(made.body, `{"items":["${location}"]}`);
+  assert.deepEqual(calls.splice(0), [['c1', location, 7000]]);
+  const wanted = asked.at(-1)?.spec.resourceAttributes;
+  assert.deepEqual([wanted?.verb, wanted?.subresource], ['create', 'checkpoint']);
+  for (const [path, status, body] of [
+    ['/checkpoint/shop/none/app', 404, 'pod does not exist'],
+    ['/checkpoint/shop/web/none', 404, 'container none does not exist'],
+    ['/checkpoint/shop/web/app?timeout=x', 404, 'cannot parse value of timeout parameter'],
+    ['/checkpoint/shop/web/new', 500, 'checkpointing of shop/web/new failed (container new not found)'],
+    ['/checkpoint/shop/web', 404, '404 page not found'],
+    ['/checkpoint/shop/web/u1/app', 404, '404 page not found'],
+  ] as const) {
+    const refused = await post(path);
+    assert.deepEqual([refused.status, refused.body], [status, body], path);
+  }
+  assert.deepEqual(calls, []);
+  fails = new KeelsonError('DEPENDENCY_MISSING', 'criu is not here', { hint: 'install it' });
+  const failed = await post('/checkpoint/shop/web/app');
+  const why = 'checkpointing of shop/web/app failed (criu is not here (install it))';
+  assert.deepEqual([failed.status, failed.body], [500, why]);
+  assert.equal((await get('/checkpoint/shop/web/app')).status, 405);
+  calls.length = 0;
+  const strict = await api(t, { checkpoints: { runtime, folder: '/x' } }, () => ({ allowed: false }));
+  assert.equal((await strict.get('/checkpoint/shop/web/app', { method: 'POST' })).status, 403);
+  assert.deepEqual(calls, []);
+  const without = await api(t);
+  assert.equal((await without.get('/checkpoint/shop/web/app', { method: 'POST' })).status, 404);
 });
 
 test('streams: what reaches the runtime, and what is wrong', async (t) => {

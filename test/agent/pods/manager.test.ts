@@ -7,6 +7,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -437,13 +438,55 @@ test('remains of pods that are unknown go, but only when the list is complete; t
   world.api.pods.delete('old');
   mkdirSync(join(world.folder, 'logs/default_older_uid-older'), { recursive: true });
   world.cgroups.add('/kubepods/burstable/poduid-killed-before-its-sandbox');
+  const linked = readdirSync(join(world.folder, 'links')).filter((name) => name.startsWith('kept_'));
+  const log = (pod: string) => join(world.folder, 'logs', pod, 'app/0.log');
+  symlinkSync(log('default_older_uid-older'), join(world.folder, 'links/older_default_app-abc.log'));
+  symlinkSync(log('default_long-gone_uid-gone'), join(world.folder, 'links/gone_default_app-def.log'));
   await world.restart();
   await until(() => world.runtime.sandboxes.size === 2, 'the unknown sandbox is gone');
   await until(() => world.manager.pods().length === 1, 'the unknown pods are gone');
   assert.ok(world.runtime.sandboxes.has('foreign'));
   assert.deepEqual(readdirSync(join(world.folder, 'logs')), ['default_kept_uid-kept']);
+  await until(
+    () => readdirSync(join(world.folder, 'links')).join() === linked.join(),
+    'the links to the logs that are gone are gone',
+  );
+  assert.equal(linked.length, 1);
   assert.deepEqual(world.api.deletes, []);
   assert.deepEqual([...world.cgroups], ['/kubepods/besteffort/poduid-kept']);
+});
+
+test('a container that cannot be removed is tried again with patience, and loses its logs first', async (t) => {
+  const world = makeWorld(t);
+  const failure = () => new KeelsonError('FAILED_PRECONDITION', 'busy');
+  world.runtime.failures.set('removeContainer', Array.from({ length: 1000 }, failure));
+  world.create(named('web'));
+  await until(() => world.phase('web') === 'Running', 'Running');
+  const links = () => readdirSync(join(world.folder, 'links'));
+  const waitsForRestart = () =>
+    statusOf(world, 'web')?.containerStatuses?.[0]?.state?.waiting?.reason === 'CrashLoopBackOff';
+  for (let attempt = 1; attempt <= 2; attempt++) {
+    const running = [...world.runtime.containers.values()].find(({ state }) => state === 'running')!;
+    world.runtime.exit(running.id, 1);
+    // The first comes at once, the others when their wait is over.
+    if (attempt > 1) await until(() => waitsForRestart(), 'CrashLoopBackOff');
+    await world.clock.advance(300_000);
+    await until(
+      () =>
+        statusOf(world, 'web')?.containerStatuses?.[0]?.restartCount === attempt &&
+        statusOf(world, 'web')?.containerStatuses?.[0]?.state?.running !== undefined,
+      'running again',
+    );
+  }
+  const tries = () => world.runtime.calls.filter((call) => call.startsWith('removeContainer')).length;
+  await until(() => tries() > 0, 'a try');
+  assert.equal(links().length, 2);
+  await world.clock.advance(100_000);
+  // 2, 4, 8, 16, 20, 20 … seconds apart.
+  assert.ok(tries() > 1 && tries() < 10, `${tries()} tries`);
+  world.runtime.failures.clear();
+  await world.clock.advance(20_000);
+  await until(() => world.runtime.containers.size === 2, 'the oldest is gone');
 });
 
 const asStatic = (name: string, hash: string, spec: Parameters<typeof makePod>[0] = {}) =>

@@ -14,6 +14,9 @@ import {
 } from '../../../agent/pods/plan/backoff.ts';
 import { newMemory, type PodMemory, without, withTermination } from '../../../agent/pods/plan/memory.ts';
 import { type Plan, plan } from '../../../agent/pods/plan/plan.ts';
+import { needsRestart, withChange } from '../../../agent/pods/resources/resize_plan.ts';
+import { containerHash } from '../../../agent/pods/spec/container_config.ts';
+import { annotationNames, restartsAfter } from '../../../agent/pods/spec/pod.ts';
 import type { ContainerStatus, PodSandboxStatus } from '../../../runtime/api.ts';
 import { makeContainer, makePod, makeSandbox, seeded, time } from './objects.ts';
 
@@ -41,7 +44,17 @@ function randomPod(random: () => number): Pod {
     const restartPolicyRules = [{ action, exitCodes: { operator: 'In', values: [1] } }];
     return { restartPolicy: random() < 0.5 ? 'Never' : 'OnFailure', restartPolicyRules };
   };
-  const regular = ['app', ...names('r', 2)].map((name): PodContainer => ({ name, image: 'r:1', ...rule() }));
+  const regular = ['app', ...names('r', 2)].map(
+    (name): PodContainer => ({
+      name,
+      image: 'r:1',
+      resources: { limits: { memory: '64Mi' } },
+      ...(random() < 0.3
+        ? { resizePolicy: [{ resourceName: 'memory', restartPolicy: 'RestartContainer' }] }
+        : {}),
+      ...rule(),
+    }),
+  );
   const restartPolicy = ['Always', 'OnFailure', 'Never'][Math.floor(random() * 3)]!;
   return makePod({ initContainers: init, containers: regular, restartPolicy });
 }
@@ -65,6 +78,21 @@ function run(seed: number): void {
   const flight = new Map<string, { action: Action; deadline?: number; abort: boolean }>();
   const restartsOf = new Map<string, number>();
   const attempts = new Set<string>();
+  /** What was written, the newest last: a restarted agent may find an older one than it has made. */
+  const written: PodStatus[] = [];
+  /** Containers that were ended to be made anew. */
+  const stopped = new Set<string>();
+  /** Containers that are to go on: nobody has asked for their end. */
+  const wellRunning = ({ id, metadata, annotations, podSandboxId, state }: ContainerStatus) => {
+    const container = all().find(({ name }) => name === metadata.name)!;
+    return (
+      state === 'running' &&
+      annotations['io.kubernetes.container.hash'] === containerHash(container) &&
+      memory.probes[id]?.failed === undefined &&
+      !needsRestart(memory.resize, container, model.containers.find((one) => one.id === id)!) &&
+      model.sandboxes.some((box) => box.id === podSandboxId && box.state === 'ready')
+    );
+  };
   const newestFirst = () => {
     model.sandboxes.sort((a, b) => b.metadata.attempt - a.metadata.attempt);
     model.containers.sort((a, b) => b.createdAt - a.createdAt);
@@ -88,6 +116,13 @@ function run(seed: number): void {
   function finish(action: Action, aborted: boolean): void {
     const fails = random() < 0.15;
     if (aborted && random() < 0.7) return;
+    if (/^(stop|stopSandbox|removeSandbox|removeContainer|tearDown|erase)$/.test(action.kind)) {
+      const { [action.key]: before, ...others } = memory.teardownFailures;
+      const failure = failedAgain(before, 'FailedKillPod', 'm', now, containerBackoff);
+      const teardownFailures = fails ? { ...others, [action.key]: failure } : others;
+      memory = { ...memory, teardownFailures };
+      if (fails) return;
+    }
     switch (action.kind) {
       case 'cgroup':
         memory = { ...memory, cgroupReady: true };
@@ -141,6 +176,8 @@ function run(seed: number): void {
           break;
         }
         if (!model.sandboxes.some(({ id, state }) => id === action.sandboxId && state === 'ready')) break;
+        const now0 = model.containers.find(({ metadata }) => metadata.name === action.container);
+        assert.ok(now0?.state !== 'running', say(`${action.container} is made beside one that runs`));
         const container = all().find((one) => one.name === action.container)!;
         model.containers.push(
           makeContainer(`c${++model.count}`, container, 'created', {
@@ -149,6 +186,28 @@ function run(seed: number): void {
             createdAt: now + model.count,
           }),
         );
+        const made = model.containers.at(-1)!;
+        model.containers[model.containers.length - 1] = {
+          ...made,
+          annotations: {
+            ...made.annotations,
+            [annotationNames.resources]: JSON.stringify(container.resources),
+          },
+        };
+        break;
+      }
+      case 'resize':
+        if (memory.resize?.progress?.generation !== action.generation) break;
+        memory = { ...memory, resize: { ...memory.resize, actuated: true } };
+        break;
+      case 'resized': {
+        if (memory.resize?.progress?.generation !== action.generation) break;
+        for (const one of model.containers) {
+          const container = all().find(({ name }) => name === one.metadata.name)!;
+          const late: boolean = one.state === 'running' && needsRestart(memory.resize, container, one);
+          assert.ok(!late, say(`the resize is done before ${one.metadata.name} was made anew`));
+        }
+        memory = { ...memory, resize: undefined };
         break;
       }
       case 'start': {
@@ -186,6 +245,7 @@ function run(seed: number): void {
         break;
       }
       case 'stop':
+        stopped.add(action.id);
         if (model.containers.find(({ id }) => id === action.id)?.state === 'running')
           exit(action.id, random() < 0.5 ? 0 : 143);
         break;
@@ -263,8 +323,51 @@ function run(seed: number): void {
     }
   }
 
+  /** Nothing is stopped that should go on, nothing is made again that should not, nothing is tried again at once. */
+  function checkReasons(next: Plan): void {
+    const begun = old?.conditions?.some(
+      ({ type, status }) => type === 'AllContainersRestarting' && status === 'True',
+    );
+    const restartingAll =
+      begun ||
+      next.status.conditions?.some(
+        ({ type, status }) => type === 'AllContainersRestarting' && status === 'True',
+      );
+    for (const action of next.actions) {
+      if (flight.has(action.key)) continue;
+      const held = memory.teardownFailures[action.key]?.retryAt ?? 0;
+      assert.ok(held <= now, say(`${action.key} is tried again at once`));
+      if (memory.termination !== undefined || restartingAll) continue;
+      if (action.kind === 'stop') {
+        const one = model.containers.find(({ id }) => id === action.id)!;
+        // Sidecars and ephemeral containers end with the pod.
+        const ends = next.interruptStarts;
+        assert.ok(ends || !wellRunning(one), say(`${action.container} is stopped for nothing`));
+        if (ends)
+          for (const { name } of pod.spec!.containers) {
+            const newest = model.containers.find(({ metadata }) => metadata.name === name);
+            assert.ok(
+              newest === undefined || !wellRunning(newest),
+              say(`the pod is ended while ${name} runs`),
+            );
+          }
+      }
+      if (action.kind !== 'create') continue;
+      const container = all().find(({ name }) => name === action.container)!;
+      const newest = model.containers.find(({ metadata }) => metadata.name === action.container);
+      const sameBox = newest?.podSandboxId === action.sandboxId;
+      const changed = newest?.annotations['io.kubernetes.container.hash'] !== containerHash(container);
+      if (newest?.state !== 'exited' || !sameBox || changed || container.name.startsWith('i')) continue;
+      assert.ok(
+        restartsAfter(pod, container, newest.exitCode) || stopped.has(newest.id),
+        say(`${container.name} runs again after ${newest.exitCode}`),
+      );
+    }
+  }
+
   function check(next: Plan): void {
     checkStops(next);
+    checkReasons(next);
     const { status } = next;
     const types = status.conditions?.map(({ type }) => type) ?? [];
     assert.equal(new Set(types).size, types.length, say('a condition twice'));
@@ -331,6 +434,7 @@ function run(seed: number): void {
     assert.deepEqual(plan(input), next, say('not a function of its input'));
     check(next);
     old = next.status;
+    written.push(next.status);
     if (next.final && memory.termination !== undefined && memory.final === undefined)
       memory = { ...memory, final: next.status };
     if (next.gone) return;
@@ -367,8 +471,30 @@ function run(seed: number): void {
           each === box ? { ...each, state: 'notready' } : each,
         );
       }
-    } else if (chance < 0.9 && flight.size === 0) memory = newMemory(now);
-    else if (chance < 0.91 && (pod.spec?.ephemeralContainers?.length ?? 0) < 2) {
+    } else if (chance < 0.9 && flight.size === 0) {
+      // What the allocation has on disk of a resize survives; the status that was written last may be an older one.
+      memory = { ...newMemory(now), resize: memory.resize };
+      old = written.at(-1 - Math.floor(random() ** 3 * Math.min(3, written.length))) ?? old;
+      restartsOf.clear();
+    } else if (chance < 0.905 && memory.termination === undefined) {
+      const running = model.containers.filter(({ state }) => state === 'running');
+      const victim = running[Math.floor(random() * running.length)];
+      if (victim !== undefined)
+        memory = { ...memory, probes: { ...memory.probes, [victim.id]: { failed: 'liveness' } } };
+    } else if (chance < 0.908) {
+      const change = (one: PodContainer): PodContainer => ({ ...one, image: `${one.image}x` });
+      const index = Math.floor(random() * pod.spec!.containers.length);
+      const containers = pod.spec!.containers.map((one, place) => (place === index ? change(one) : one));
+      pod = { ...pod, spec: { ...pod.spec!, containers } };
+    } else if (chance < 0.912 && memory.termination === undefined) {
+      const memoryLimit = random() < 0.5 ? '64Mi' : '96Mi';
+      const containers = pod.spec!.containers.map((one) => ({
+        ...one,
+        resources: { limits: { memory: memoryLimit } },
+      }));
+      pod = { ...pod, spec: { ...pod.spec!, containers } };
+      memory = { ...memory, resize: withChange(memory.resize, { pending: undefined, begun: turn }) };
+    } else if (chance < 0.922 && (pod.spec?.ephemeralContainers?.length ?? 0) < 2) {
       const { ephemeralContainers = [] } = pod.spec!;
       const name = `e${ephemeralContainers.length}`;
       pod = {

@@ -197,6 +197,10 @@ test('a resize goes: stop what must be made anew, set the cgroups, tell', () => 
   assert.deepEqual(next(state, ended, ['create/app']), []);
   assert.deepEqual(next({ ...state, actuated: true }, ended), ['resized']);
   assert.ok(!holdsStarts({ ...state, actuated: true }));
+  assert.deepEqual(next({ ...state, actuated: true }, running), [], 'it came up meanwhile');
+  const made = { ...running, state: 'created' as const };
+  assert.deepEqual(next(state, made, ['start/app']), [], 'it will run with what it was made with');
+  assert.deepEqual(next(state, made), ['resize']);
   const failure = { reason: 'Error', message: 'x', count: 1, at: time, retryAt: time + 5 };
   assert.equal(resizeActions(pod, { ...state, failure }, () => ended, new Map(), time).wakeAt, time + 5);
   assert.deepEqual(next({ ...state, failure: { ...failure, retryAt: time } }, ended), ['resize']);
@@ -245,6 +249,30 @@ test('statuses show what the cgroup has only while it may differ', () => {
   } as object);
   const requests = { cpu: '4m', memory: '10m' };
   assert.deepEqual(podResources(odd), { resources: { requests }, allocatedResources: requests });
+});
+
+test('the status of a pod as a whole: what it was given, and what it still has while that is not done', () => {
+  const needs = (cpu: string, memory: string) => ({
+    requests: { cpu, memory },
+    limits: { cpu, memory },
+  });
+  const pod = makePod({ containers: [asking({})], resources: needs('200m', '10Ki') } as object);
+  assert.deepEqual(podResources(pod), {
+    resources: needs('200m', '10Ki'),
+    allocatedResources: { cpu: '200m', memory: '10Ki' },
+  });
+  assert.deepEqual(podResources(pod, needs('100m', '64Mi')), {
+    resources: { requests: { cpu: '100m', memory: '10Ki' }, limits: { cpu: '100m', memory: '64Mi' } },
+    allocatedResources: { cpu: '200m', memory: '10Ki' },
+  });
+  assert.deepEqual(
+    podResources(pod, { requests: { cpu: '100m' } }),
+    {
+      resources: { requests: { cpu: '100m', memory: '10Ki' }, limits: { cpu: '200m', memory: '10Ki' } },
+      allocatedResources: { cpu: '200m', memory: '10Ki' },
+    },
+    'what was not told of is as it was given',
+  );
 });
 
 test('property: kernel numbers of a container that has what it was given read back as its own words', () => {

@@ -4,7 +4,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { kernelSecurity } from '../../../agent/main/security.ts';
+import { kernelSecurity } from '../../../agent/main/pods/security.ts';
 import { judge } from '../../../agent/pods/spec/admission.ts';
 import { appArmorProfile, appArmorRefusal } from '../../../agent/pods/spec/apparmor.ts';
 import { neededFeatures } from '../../../agent/pods/spec/host_security.ts';

@@ -12,6 +12,8 @@ export interface Times {
   readonly delete110: number[];
   /** Processor time of the node for one pod of the largest burst, made and deleted. */
   readonly cpu: number[];
+  /** The daemons' own part of it. */
+  readonly daemons: number[];
 }
 
 export const noTimes = (): Times => ({
@@ -22,6 +24,7 @@ export const noTimes = (): Times => ({
   delete30: [],
   delete110: [],
   cpu: [],
+  daemons: [],
 });
 
 const titles: Readonly<Record<keyof Times, string>> = {
@@ -32,6 +35,7 @@ const titles: Readonly<Record<keyof Times, string>> = {
   delete30: '30 at once, all gone',
   delete110: '110 at once, all gone',
   cpu: 'processor time for one pod of 110',
+  daemons: '  of the daemons themselves',
 };
 
 export interface Memory {
@@ -65,7 +69,9 @@ export function table(results: ReadonlyMap<Peer, PeerResult>): string[] {
     ),
   ];
   for (const kind of Object.keys(titles) as (keyof Times)[]) {
-    const spreads = all.map(([, { times }]) => spread(times[kind], kind === 'cpu' ? 1 : 0));
+    const spreads = all.map(([, { times }]) =>
+      spread(times[kind], kind === 'cpu' || kind === 'daemons' ? 1 : 0),
+    );
     const cells = spreads.map(({ median, min, max }) => `${median} (${min} to ${max})`);
     const [own, theirs] = spreads;
     if (theirs !== undefined) cells.push(`ratio ${ratio(own!.median, theirs.median)}`);
@@ -103,7 +109,7 @@ export function besideLine(own: PeerResult, theirs: PeerResult, more: object): s
     burst110: times('burst110'),
     delete: { ...times('deleteOne'), burst30: times('delete30'), burst110: times('delete110') },
     requests_per_pod: { keelson: perPod(own), kubelet: perPod(theirs) },
-    cpu_per_pod: times('cpu'),
+    cpu_per_pod: { ...times('cpu'), daemons: times('daemons') },
     pss_mib: {
       keelson: { pods0: totalOf(own.memory.none), pods30: totalOf(own.memory.many) },
       kubelet: { pods0: totalOf(theirs.memory.none), pods30: totalOf(theirs.memory.many) },
@@ -127,7 +133,7 @@ export function aloneLine(peer: Peer, result: PeerResult, more: object): string 
       burst110_ms: of('delete110').median,
     },
     requests_per_pod: perPod(result),
-    cpu_ms_per_pod: of('cpu').median,
+    cpu_ms_per_pod: { all: of('cpu').median, daemons: of('daemons').median },
     pss_mib: { pods0: totalOf(result.memory.none), pods30: totalOf(result.memory.many) },
     ...more,
   });

@@ -1,10 +1,10 @@
 /** What of the host the pods' limits depend on, read once. */
 import { existsSync, readdirSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
-import { KeelsonError } from '../../runtime/host/errors.ts';
-import type { AgentConfig } from '../config/load.ts';
-import type { NodeFacts } from '../node/facts.ts';
-import { type KernelSettings, swapDevices } from '../pods/resources/kernel_limits.ts';
+import { KeelsonError } from '../../../runtime/host/errors.ts';
+import type { AgentConfig } from '../../config/load.ts';
+import type { NodeFacts } from '../../node/facts.ts';
+import { type KernelSettings, swapDevices } from '../../pods/resources/kernel_limits.ts';
 
 /** Throws FAILED_PRECONDITION where the configuration forbids swap and the host has some on. */
 export async function kernelSettings(

@@ -1,11 +1,11 @@
 /** `POST /checkpoint/{namespace}/{pod}/{container}`: the state of a container as an archive on the node. */
 import { join } from 'node:path';
-import type { RuntimeService } from '../../runtime/api.ts';
-import type { Clock } from '../../runtime/host/clock.ts';
-import { describe, isError, KeelsonError } from '../../runtime/host/errors.ts';
-import type { Pod } from '../apiserver/types.ts';
-import type { Route } from './request.ts';
-import { findPod, findRunning } from './streams/find.ts';
+import type { RuntimeService } from '../../../runtime/api.ts';
+import type { Clock } from '../../../runtime/host/clock.ts';
+import { describe, isError, KeelsonError } from '../../../runtime/host/errors.ts';
+import type { Pod } from '../../apiserver/types.ts';
+import type { Route } from '../request.ts';
+import { findPod, findRunning } from './find.ts';
 
 export interface CheckpointOptions {
   readonly runtime: Pick<RuntimeService, 'checkpointContainer' | 'listContainers' | 'listPodSandbox'>;

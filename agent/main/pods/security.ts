@@ -3,8 +3,8 @@ import { existsSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import { release } from 'node:os';
 import { join } from 'node:path';
-import type { AgentConfig } from '../config/load.ts';
-import { type SysctlAllowlist, sysctlAllowlist } from '../pods/spec/sysctls.ts';
+import type { AgentConfig } from '../../config/load.ts';
+import { type SysctlAllowlist, sysctlAllowlist } from '../../pods/spec/sysctls.ts';
 
 export interface KernelSecurity {
   readonly sysctls: SysctlAllowlist;
