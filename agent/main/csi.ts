@@ -10,6 +10,7 @@ import type { PluginHandler } from '../plugins/registration.ts';
 import { makePluginRegistry } from '../plugins/registry.ts';
 import type { CsiNodeAnnouncer } from '../volumes/csi/csi_node.ts';
 import type { CsiDrivers } from '../volumes/csi/drivers.ts';
+import type { VolumesInUse } from '../volumes/csi/in_use.ts';
 import type { VolumeKind } from '../volumes/kinds/kind.ts';
 
 export interface CsiOptions {
@@ -39,6 +40,7 @@ export function startCsi(options: CsiOptions): Csi {
   const stop = new AbortController();
   let drivers: Promise<{ drivers: CsiDrivers; announcer: CsiNodeAnnouncer | undefined }> | undefined;
   let kind: Promise<VolumeKind> | undefined;
+  let inUse: VolumesInUse | undefined;
 
   const loadDrivers = async () => {
     const [{ makeCsiDrivers }, { makeAnnouncer }] = await Promise.all([
@@ -54,19 +56,23 @@ export function startCsi(options: CsiOptions): Csi {
   };
 
   const loadKind = async (): Promise<VolumeKind> => {
-    const [{ csiKind }, { makeCsiFacts }, { makeExpander }, { makeTokens }] = await Promise.all([
-      import('../volumes/csi/kind.ts'),
-      import('../volumes/csi/facts.ts'),
-      import('../volumes/csi/expand.ts'),
-      import('../volumes/tokens.ts'),
-    ]);
+    const [{ csiKind }, { makeCsiFacts }, { makeExpander }, { makeTokens }, { makeVolumesInUse }] =
+      await Promise.all([
+        import('../volumes/csi/kind.ts'),
+        import('../volumes/csi/facts.ts'),
+        import('../volumes/csi/expand.ts'),
+        import('../volumes/tokens.ts'),
+        import('../volumes/csi/in_use.ts'),
+      ]);
     const tokens = makeTokens({ client, clock, log });
     const facts = makeCsiFacts({ client, nodeName, tokens, clock });
+    inUse = client && makeVolumesInUse({ kubeletDir, client, nodeName, clock, log });
     return csiKind({
       kubeletDir,
       nodeName,
       drivers: (await theDrivers()).drivers,
       facts,
+      ...(inUse === undefined ? {} : { inUse }),
       ...(client === undefined
         ? {}
         : { expander: makeExpander({ kubeletDir, client, facts, events, clock, log }) }),
@@ -92,7 +98,12 @@ export function startCsi(options: CsiOptions): Csi {
     while (!stop.signal.aborted) {
       const { announcer } = await theDrivers();
       try {
-        await announcer?.create(stop.signal);
+        const node = await announcer?.create(stop.signal);
+        // An earlier process said so: what is no more in use must not stay at the node.
+        if (node?.status?.volumesInUse?.length) {
+          await theKind();
+          await inUse?.sync();
+        }
         return;
       } catch (error) {
         if (stop.signal.aborted) return;
@@ -128,6 +139,7 @@ export function startCsi(options: CsiOptions): Csi {
     },
     async close() {
       stop.abort();
+      inUse?.close();
       await registry.close();
       (await drivers)?.drivers.close();
     },
