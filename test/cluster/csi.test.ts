@@ -240,7 +240,10 @@ async function filesystem(csi: Csi): Promise<void> {
     }),
   );
   const inUse = [`kubernetes.io/csi/${driver}^disk-fs`];
-  assert.deepEqual(await volumesInUse(csi), inUse, 'before it is attached');
+  await until('the volume is not in use before it is attached', async () => {
+    const found = await volumesInUse(csi);
+    return found?.join() === inUse.join();
+  });
   await attach(csi, 'fs');
   assert.match(await said(csi, 'one'), /^drwxrwsr-x .* 2000 .*\n\/dev\/loop/);
   await csi.cluster.apply(podOf(csi, 'two', 'cat /v/file', claimed('fs')));

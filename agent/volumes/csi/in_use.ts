@@ -109,7 +109,9 @@ export function makeVolumesInUse(options: {
       }
     },
     async remove(volume) {
-      if ((await known()).delete(uniqueName(volume))) void tellUntilKnown();
+      (await known()).delete(uniqueName(volume));
+      // Also where it was not among them: an earlier process may have said so.
+      void tellUntilKnown();
     },
     sync: () => tell(stop.signal),
     close: () => stop.abort(),

@@ -210,6 +210,7 @@ test('a volume is waited for until it is attached', { skip }, async (t) => {
   await stage.volumes.tearDown('a');
   assert.deepEqual(told().slice(7), []);
   await stage.volumes.tearDown('b');
+  assert.deepEqual(await stage.mounts(), []);
   await stage.volumes.setUp(podWith('c', []));
   assert.deepEqual(told().slice(7), [null]);
 });
