@@ -429,6 +429,7 @@ async function assemble(
           pods: () => pods.pods(),
           kubeletDir: keelson.kubeletDir,
           podLogsDir: config.podLogsDir,
+          csiUsage: csi.usage,
           clock,
           log: log.child({ room: 'api' }),
         }),

@@ -11,6 +11,7 @@ import { makePluginRegistry } from '../plugins/registry.ts';
 import type { CsiNodeAnnouncer } from '../volumes/csi/csi_node.ts';
 import type { CsiDrivers } from '../volumes/csi/drivers.ts';
 import type { VolumesInUse } from '../volumes/csi/in_use.ts';
+import type { VolumeUsage } from '../volumes/csi/mount.ts';
 import type { VolumeKind } from '../volumes/kinds/kind.ts';
 
 export interface CsiOptions {
@@ -28,11 +29,15 @@ export interface CsiOptions {
 
 export interface Csi {
   readonly kind: VolumeKind;
+  /** How full the volume in a pod's folder is, by its driver; undefined where that does not say, or not in time. */
+  usage(folder: string): Promise<VolumeUsage | undefined>;
   close(): Promise<void>;
 }
 
 /** Waits between attempts to say which node this is. */
 const announceMs = 10_000;
+/** A scrape of the node's statistics waits for no driver that hangs. */
+const usageMs = 5000;
 const plugin = 'kubernetes.io~csi';
 
 export function startCsi(options: CsiOptions): Csi {
@@ -136,6 +141,14 @@ export function startCsi(options: CsiOptions): Csi {
       setUp: async (request) => (await theKind()).setUp(request),
       tearDown: async (remains) => (await theKind()).tearDown!(remains),
       forget: (podUid) => void kind?.then((own) => own.forget!(podUid)),
+    },
+    async usage(folder) {
+      const { volumeUsage } = await import('../volumes/csi/mount.ts');
+      const late = AbortSignal.any([stop.signal, AbortSignal.timeout(usageMs)]);
+      return volumeUsage((await theDrivers()).drivers, folder, late).catch((error: unknown) => {
+        log.debug({ err: error, folder }, 'a CSI driver does not say how full a volume is');
+        return undefined;
+      });
     },
     async close() {
       stop.abort();

@@ -199,3 +199,42 @@ async function unstage(
   }
   await removeMount(stagingTargetPath);
 }
+
+/** What a driver says of a volume: bytes and inodes. */
+export interface VolumeUsage {
+  readonly capacityBytes: number;
+  readonly availableBytes: number;
+  readonly usedBytes: number;
+  readonly inodes: number;
+  readonly inodesFree: number;
+  readonly inodesUsed: number;
+}
+
+/** How full the volume in the pod's `folder` is; undefined where its driver does not say. */
+export async function volumeUsage(
+  drivers: CsiDrivers,
+  folder: string,
+  signal: AbortSignal,
+): Promise<VolumeUsage | undefined> {
+  const data = await readData(folder);
+  if (data === undefined) return undefined;
+  const driver = drivers.get(data.driverName);
+  if (!(await driver.can(signal))('GET_VOLUME_STATS')) return undefined;
+  const { usage } = await driver.call(
+    'NodeGetVolumeStats',
+    { volumeId: data.volumeHandle, volumePath: mountPath(folder) },
+    signal,
+  );
+  const of = (wanted: string) => usage.find(({ unit }) => unit === wanted);
+  const bytes = of('BYTES');
+  const inodes = of('INODES');
+  if (bytes === undefined) return undefined;
+  return {
+    capacityBytes: Number(bytes.total),
+    availableBytes: Number(bytes.available),
+    usedBytes: Number(bytes.used),
+    inodes: Number(inodes?.total ?? 0),
+    inodesFree: Number(inodes?.available ?? 0),
+    inodesUsed: Number(inodes?.used ?? 0),
+  };
+}
