@@ -329,6 +329,7 @@ async function assemble(
       streaming: streaming.open,
       runtime,
       facts,
+      csiUsage: csi.usage,
       probeMetrics: [probes.counts.source],
       metrics: [
         pulls.source,

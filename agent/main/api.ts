@@ -8,6 +8,7 @@ import type { StreamingServer } from '../../runtime/streaming/types.ts';
 import { startHealthz } from '../api/healthz.ts';
 import { containerForLogs } from '../api/log-container.ts';
 import { type NodeApiOptions, startNodeApi } from '../api/server.ts';
+import type { NodeStatsOptions } from '../api/stats/make.ts';
 import type { AgentConfig } from '../config/load.ts';
 import { printConfig } from '../config/print.ts';
 import type { FactsReader } from '../node/facts.ts';
@@ -18,6 +19,7 @@ interface Parts extends Pick<NodeApiOptions, 'client' | 'probeMetrics' | 'metric
   readonly runtime: RuntimeService & RuntimeStats;
   readonly streaming: () => Promise<StreamingServer>;
   readonly facts: FactsReader;
+  readonly csiUsage: NodeStatsOptions['csiUsage'];
   /** Addresses of the node, for a certificate that it signs itself. */
   readonly ips: readonly string[];
   readonly pods: PodManager;
@@ -28,7 +30,7 @@ interface Parts extends Pick<NodeApiOptions, 'client' | 'probeMetrics' | 'metric
 
 export async function openApi(config: AgentConfig, parts: Parts): Promise<void> {
   const { keelson, nodeName } = config;
-  const { ips, runtime, streaming, facts, pods, after, ...rest } = parts;
+  const { ips, runtime, streaming, facts, pods, csiUsage, after, ...rest } = parts;
   const log = parts.log.child({ room: 'api' });
   const healthy = () => ({ ok: true, message: 'ok' });
   if (config.enableServer) {
@@ -67,6 +69,7 @@ export async function openApi(config: AgentConfig, parts: Parts): Promise<void> 
         pods: () => pods.pods(),
         kubeletDir: keelson.kubeletDir,
         podLogsDir: config.podLogsDir,
+        csiUsage,
         clock: parts.clock,
         log,
       }),

@@ -10,6 +10,8 @@ import type { PluginHandler } from '../plugins/registration.ts';
 import { makePluginRegistry } from '../plugins/registry.ts';
 import type { CsiNodeAnnouncer } from '../volumes/csi/csi_node.ts';
 import type { CsiDrivers } from '../volumes/csi/drivers.ts';
+import type { VolumesInUse } from '../volumes/csi/in_use.ts';
+import type { VolumeUsage } from '../volumes/csi/mount.ts';
 import type { VolumeKind } from '../volumes/kinds/kind.ts';
 
 export interface CsiOptions {
@@ -27,11 +29,15 @@ export interface CsiOptions {
 
 export interface Csi {
   readonly kind: VolumeKind;
+  /** How full the volume in a pod's folder is, by its driver; undefined where that does not say, or not in time. */
+  usage(folder: string): Promise<VolumeUsage | undefined>;
   close(): Promise<void>;
 }
 
 /** Waits between attempts to say which node this is. */
 const announceMs = 10_000;
+/** A scrape of the node's statistics waits for no driver that hangs. */
+const usageMs = 5000;
 const plugin = 'kubernetes.io~csi';
 
 export function startCsi(options: CsiOptions): Csi {
@@ -39,6 +45,7 @@ export function startCsi(options: CsiOptions): Csi {
   const stop = new AbortController();
   let drivers: Promise<{ drivers: CsiDrivers; announcer: CsiNodeAnnouncer | undefined }> | undefined;
   let kind: Promise<VolumeKind> | undefined;
+  let inUse: VolumesInUse | undefined;
 
   const loadDrivers = async () => {
     const [{ makeCsiDrivers }, { makeAnnouncer }] = await Promise.all([
@@ -54,19 +61,23 @@ export function startCsi(options: CsiOptions): Csi {
   };
 
   const loadKind = async (): Promise<VolumeKind> => {
-    const [{ csiKind }, { makeCsiFacts }, { makeExpander }, { makeTokens }] = await Promise.all([
-      import('../volumes/csi/kind.ts'),
-      import('../volumes/csi/facts.ts'),
-      import('../volumes/csi/expand.ts'),
-      import('../volumes/tokens.ts'),
-    ]);
+    const [{ csiKind }, { makeCsiFacts }, { makeExpander }, { makeTokens }, { makeVolumesInUse }] =
+      await Promise.all([
+        import('../volumes/csi/kind.ts'),
+        import('../volumes/csi/facts.ts'),
+        import('../volumes/csi/expand.ts'),
+        import('../volumes/tokens.ts'),
+        import('../volumes/csi/in_use.ts'),
+      ]);
     const tokens = makeTokens({ client, clock, log });
     const facts = makeCsiFacts({ client, nodeName, tokens, clock });
+    inUse = client && makeVolumesInUse({ kubeletDir, client, nodeName, clock, log });
     return csiKind({
       kubeletDir,
       nodeName,
       drivers: (await theDrivers()).drivers,
       facts,
+      ...(inUse === undefined ? {} : { inUse }),
       ...(client === undefined
         ? {}
         : { expander: makeExpander({ kubeletDir, client, facts, events, clock, log }) }),
@@ -92,7 +103,12 @@ export function startCsi(options: CsiOptions): Csi {
     while (!stop.signal.aborted) {
       const { announcer } = await theDrivers();
       try {
-        await announcer?.create(stop.signal);
+        const node = await announcer?.create(stop.signal);
+        // An earlier process said so: what is no more in use must not stay at the node.
+        if (node?.status?.volumesInUse?.length) {
+          await theKind();
+          await inUse?.sync();
+        }
         return;
       } catch (error) {
         if (stop.signal.aborted) return;
@@ -126,8 +142,17 @@ export function startCsi(options: CsiOptions): Csi {
       tearDown: async (remains) => (await theKind()).tearDown!(remains),
       forget: (podUid) => void kind?.then((own) => own.forget!(podUid)),
     },
+    async usage(folder) {
+      const { volumeUsage } = await import('../volumes/csi/mount.ts');
+      const late = AbortSignal.any([stop.signal, AbortSignal.timeout(usageMs)]);
+      return volumeUsage((await theDrivers()).drivers, folder, late).catch((error: unknown) => {
+        log.debug({ err: error, folder }, 'a CSI driver does not say how full a volume is');
+        return undefined;
+      });
+    },
     async close() {
       stop.abort();
+      inUse?.close();
       await registry.close();
       (await drivers)?.drivers.close();
     },

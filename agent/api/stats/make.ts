@@ -7,7 +7,7 @@ import type { Pod } from '../../apiserver/types.ts';
 import type { FactsReader, FilesystemFacts } from '../../node/facts.ts';
 import { podLogFolder } from '../../pods/spec/pod.ts';
 import { makeMachineReader } from './procfs.ts';
-import { makeStorageReader } from './storage.ts';
+import { makeStorageReader, type StorageOptions } from './storage.ts';
 import { type MeasuredNode, type MeasuredPod, type Storage, summaryOf } from './summary.ts';
 import { failedResourceText, podMetricsText, resourceText } from './text.ts';
 import type { NodeStats } from './types.ts';
@@ -19,6 +19,8 @@ export interface NodeStatsOptions {
   readonly pods: () => readonly Pod[];
   readonly kubeletDir: string;
   readonly podLogsDir: string;
+  /** What the driver of a CSI volume says of the volume in that folder; undefined: nothing. */
+  readonly csiUsage?: StorageOptions['csiUsage'];
   readonly clock: Clock;
   readonly log: Logger;
 }

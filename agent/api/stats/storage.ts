@@ -73,11 +73,15 @@ const kinds = new Map<string, { readonly own: boolean }>([
   ['kubernetes.io~local-volume', { own: false }],
 ]);
 
-export function makeStorageReader(options: {
+export interface StorageOptions {
   readonly kubeletDir: string;
   readonly clock: Clock;
-}): StorageReader {
-  const { kubeletDir, clock } = options;
+  /** What the driver of a CSI volume says of the volume in that folder; undefined: nothing, the file system tells. */
+  readonly csiUsage?: ((folder: string) => Promise<Omit<Storage, 'at'> | undefined>) | undefined;
+}
+
+export function makeStorageReader(options: StorageOptions): StorageReader {
+  const { kubeletDir, clock, csiUsage } = options;
   const known = new Map<string, { at: number; asked: number; work: Promise<Used> }>();
 
   const used = (path: string): Promise<Used> => {
@@ -134,7 +138,13 @@ export function makeStorageReader(options: {
         own: boolean,
         nodeDevice: number,
       ): Promise<MeasuredVolume | undefined> {
-        const inside = kind === 'kubernetes.io~csi' ? join(path, 'mount') : path;
+        const isCsi = kind === 'kubernetes.io~csi';
+        const told = isCsi ? await csiUsage?.(path) : undefined;
+        if (told !== undefined) {
+          const { claim, volume } = claimOf(pod, name);
+          return { name: volume, claim, ephemeral: false, storage: { at: clock.now(), ...told } };
+        }
+        const inside = isCsi ? join(path, 'mount') : path;
         const at = await lstat(inside).catch(() => undefined);
         if (at === undefined) return undefined;
         const mounted = at.dev !== nodeDevice;

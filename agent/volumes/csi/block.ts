@@ -5,7 +5,7 @@ import { KeelsonError } from '../../../runtime/host/errors.ts';
 import { removeTree } from '../../../runtime/host/files.ts';
 import { isMounted } from '../kinds/filesystem.ts';
 import { type CsiDriverObject, capabilityOf, checkLifecycle, isFinal, podInfo } from './decide.ts';
-import { type CsiContext, type CsiRequest, volumeKey } from './mount.ts';
+import { type CsiContext, type CsiRequest, hold, volumeKey } from './mount.ts';
 import { attachmentName, type BlockPaths, blockPaths } from './paths.ts';
 import { hasOtherDevices, quietly, readData, writeData } from './users.ts';
 
@@ -20,6 +20,7 @@ export async function mapDevice(
   const object = await facts.driver(volume.driver, signal);
   checkLifecycle(volume, object);
   const can = await driver.can(signal);
+  await hold(context, volume, object, signal);
   const publishContext = await facts.publishContext(volume, object, signal);
   const publishSecrets = await facts.secret(volume.publishSecret, 'NodePublishSecretRef', signal);
   const volumeCapability = capabilityOf(volume, can);
@@ -88,7 +89,7 @@ export async function mapDevice(
 
 /** Takes the device from the pod, and from the node where no other pod has it. Nothing there is no error. */
 export async function unmapDevice(
-  { kubeletDir, drivers, staged }: CsiContext,
+  { kubeletDir, drivers, staged, inUse }: CsiContext,
   podUid: string,
   specName: string,
   signal: AbortSignal | undefined,
@@ -105,6 +106,7 @@ export async function unmapDevice(
       }
       staged.delete(volumeKey(driverName, volumeId));
       await removeLeft(paths);
+      await inUse?.remove(data);
     }
   }
   await rm(paths.link, { force: true });

@@ -121,8 +121,9 @@ function idsOf(text: string | undefined): Record<string, unknown> {
 }
 
 export interface CsiNodeAnnouncer extends Announcer {
-  /** Makes the object, also where there is no driver: its absence means a node that knows no CSI. */
-  create(signal: AbortSignal): Promise<void>;
+  /** Makes the object, also where there is no driver: its absence means a node that knows no CSI.
+   * Returns the Node. */
+  create(signal: AbortSignal): Promise<Node>;
 }
 
 export function makeAnnouncer(options: {
@@ -152,7 +153,7 @@ export function makeAnnouncer(options: {
     return { ...made, spec: { drivers: made.spec.drivers ?? [] } };
   };
 
-  const withRetries = (body: () => Promise<void>, signal?: AbortSignal): Promise<void> =>
+  const withRetries = <T>(body: () => Promise<T>, signal?: AbortSignal): Promise<T> =>
     turns.run('', async () => {
       for (let attempt = 1; ; attempt++) {
         try {
@@ -174,7 +175,9 @@ export function makeAnnouncer(options: {
   return {
     create: (signal) =>
       withRetries(async () => {
-        await own(await client.get<Node>(nodePath));
+        const node = await client.get<Node>(nodePath);
+        await own(node);
+        return node;
       }, signal),
     install: (driver, info, signal) =>
       withRetries(async () => {

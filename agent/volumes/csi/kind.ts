@@ -11,6 +11,7 @@ import type { CsiDriverObject, CsiVolume } from './decide.ts';
 import type { CsiDrivers } from './drivers.ts';
 import type { Expander } from './expand.ts';
 import type { CsiFacts } from './facts.ts';
+import { namesOnDisk, uniqueName, type VolumesInUse } from './in_use.ts';
 import { type CsiContext, mountVolume, unmountVolume, volumeKey } from './mount.ts';
 import { blockPaths, inlineHandle, mountPath, plugin } from './paths.ts';
 import { readData } from './users.ts';
@@ -21,6 +22,8 @@ export interface CsiKindOptions {
   readonly nodeName: string;
   readonly drivers: CsiDrivers;
   readonly facts: CsiFacts;
+  /** Absent where there is no apiserver. */
+  readonly inUse?: VolumesInUse;
   /** Grows file systems and devices whose PersistentVolume has grown. Absent: they stay. */
   readonly expander?: Expander;
   readonly clock: Clock;
@@ -92,8 +95,19 @@ export function csiVolumeOf({
 }
 
 export function csiKind(options: CsiKindOptions): VolumeKind {
-  const { kubeletDir, nodeName, drivers, facts, expander, clock, log, random = Math.random, warn } = options;
-  const context: CsiContext = { kubeletDir, nodeName, drivers, facts, staged: new Set() };
+  const {
+    kubeletDir,
+    nodeName,
+    drivers,
+    facts,
+    inUse,
+    expander,
+    clock,
+    log,
+    random = Math.random,
+    warn,
+  } = options;
+  const context: CsiContext = { kubeletDir, nodeName, drivers, facts, inUse, staged: new Set() };
   /** What concerns one volume of the node happens one after another, whichever pod it is for. */
   const turns = keyedQueue();
   /** Volumes that this process has made for pods, by `<uid>/<name>`; when they are published again, monotonic. */
@@ -141,7 +155,12 @@ export function csiKind(options: CsiKindOptions): VolumeKind {
     }
     // A process that starts again meets what is there before the driver has registered again: the pod goes on with it.
     if (!isRegistered(volume.driver) && (await isThere(volume, request))) return clock.monotonic() + retryMs;
-    const next = due(await act(context, { ...own, again: false }));
+    const next = due(
+      await act(context, { ...own, again: false }).catch(async (error: unknown) => {
+        await letGo(volume);
+        throw error;
+      }),
+    );
     done.set(key, { due: next });
     return next;
   }
@@ -152,6 +171,13 @@ export function csiKind(options: CsiKindOptions): VolumeKind {
     if (bound === undefined || expander === undefined || !isRegistered(volume.driver)) return undefined;
     const again = await expander.expand(drivers.get(volume.driver), request, volume, bound);
     return again ? clock.monotonic() + growMs * (1 + random() / 2) : undefined;
+  }
+
+  /** A volume that nobody began to have may be detached. */
+  async function letGo({ driver, handle, mode }: CsiVolume): Promise<void> {
+    if (inUse === undefined || mode === 'Ephemeral') return;
+    const data = { driverName: driver, volumeHandle: handle };
+    if (!(await namesOnDisk(kubeletDir)).has(uniqueName(data))) await inUse.remove(data);
   }
 
   async function isThere(volume: CsiVolume, { pod, folder }: VolumeRequest): Promise<boolean> {

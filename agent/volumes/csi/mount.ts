@@ -10,11 +10,13 @@ import {
   capabilityOf,
   checkLifecycle,
   isFinal,
+  needsAttachment,
   podInfo,
   weSetGroup,
 } from './decide.ts';
 import type { CsiDriver, CsiDrivers } from './drivers.ts';
 import type { CsiFacts } from './facts.ts';
+import type { VolumesInUse } from './in_use.ts';
 import type { NodeCapability } from './messages.ts';
 import { attachmentName, globalMount, mountPath } from './paths.ts';
 import { hasOtherMounts, readData, removeMount, writeData } from './users.ts';
@@ -25,6 +27,8 @@ export interface CsiContext {
   readonly nodeName: string;
   readonly drivers: CsiDrivers;
   readonly facts: CsiFacts;
+  /** Absent where there is no apiserver. */
+  readonly inUse: VolumesInUse | undefined;
   /** Volumes that this process has staged: `<driver>^<handle>`. */
   readonly staged: Set<string>;
 }
@@ -59,6 +63,7 @@ export async function mountVolume(
   const can = await driver.can(signal);
   const { fsGroup, fsGroupChangePolicy: changePolicy } = pod.spec?.securityContext ?? {};
   const ours = weSetGroup(volume, object, can, fsGroup);
+  await hold(context, volume, object, signal);
   const publishContext = await facts.publishContext(volume, object, signal);
   const publishSecrets = await facts.secret(volume.publishSecret, 'NodePublishSecretRef', signal);
   const tokens = await facts.tokens(pod, object, signal);
@@ -112,6 +117,17 @@ export async function mountVolume(
   return object;
 }
 
+/** Before it is looked for: from here on it is not detached. */
+export async function hold(
+  { inUse }: CsiContext,
+  volume: CsiVolume,
+  object: CsiDriverObject | undefined,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  if (!needsAttachment(volume, object)) return;
+  await inUse?.add({ driverName: volume.driver, volumeHandle: volume.handle }, signal);
+}
+
 async function stage(
   { facts, staged }: CsiContext,
   { volume, signal }: CsiRequest,
@@ -148,7 +164,7 @@ async function stage(
 
 /** Takes the volume in `folder` from the pod, and from the node where no other pod has it. Nothing there is no error. */
 export async function unmountVolume(
-  { kubeletDir, drivers, staged }: CsiContext,
+  { kubeletDir, drivers, staged, inUse }: CsiContext,
   podUid: string,
   folder: string,
   signal: AbortSignal | undefined,
@@ -160,14 +176,15 @@ export async function unmountVolume(
   const target = mountPath(folder);
   await driver.call('NodeUnpublishVolume', { volumeId: volumeHandle, targetPath: target }, signal);
   const staging = globalMount(kubeletDir, driverName, volumeHandle);
-  const isStaged =
-    data.volumeLifecycleMode !== 'Ephemeral' && (await readData(dirname(staging))) !== undefined;
+  const isPersistent = data.volumeLifecycleMode !== 'Ephemeral';
+  const isLast = isPersistent && !(await hasOtherMounts(kubeletDir, podUid, data));
   // Before the pod's own data goes, by which it is known that this is still to be done.
-  if (isStaged && !(await hasOtherMounts(kubeletDir, podUid, data))) {
+  if (isLast && (await readData(dirname(staging))) !== undefined) {
     await unstage(driver, volumeHandle, staging, signal);
     staged.delete(volumeKey(driverName, volumeHandle));
   }
   await removeMount(target);
+  if (isLast) await inUse?.remove(data);
 }
 
 async function unstage(
@@ -181,4 +198,43 @@ async function unstage(
     await driver.call('NodeUnstageVolume', { volumeId, stagingTargetPath }, signal);
   }
   await removeMount(stagingTargetPath);
+}
+
+/** What a driver says of a volume: bytes and inodes. */
+export interface VolumeUsage {
+  readonly capacityBytes: number;
+  readonly availableBytes: number;
+  readonly usedBytes: number;
+  readonly inodes: number;
+  readonly inodesFree: number;
+  readonly inodesUsed: number;
+}
+
+/** How full the volume in the pod's `folder` is; undefined where its driver does not say. */
+export async function volumeUsage(
+  drivers: CsiDrivers,
+  folder: string,
+  signal: AbortSignal,
+): Promise<VolumeUsage | undefined> {
+  const data = await readData(folder);
+  if (data === undefined) return undefined;
+  const driver = drivers.get(data.driverName);
+  if (!(await driver.can(signal))('GET_VOLUME_STATS')) return undefined;
+  const { usage } = await driver.call(
+    'NodeGetVolumeStats',
+    { volumeId: data.volumeHandle, volumePath: mountPath(folder) },
+    signal,
+  );
+  const of = (wanted: string) => usage.find(({ unit }) => unit === wanted);
+  const bytes = of('BYTES');
+  const inodes = of('INODES');
+  if (bytes === undefined) return undefined;
+  return {
+    capacityBytes: Number(bytes.total),
+    availableBytes: Number(bytes.available),
+    usedBytes: Number(bytes.used),
+    inodes: Number(inodes?.total ?? 0),
+    inodesFree: Number(inodes?.available ?? 0),
+    inodesUsed: Number(inodes?.used ?? 0),
+  };
 }

@@ -1,6 +1,7 @@
 // A CSI driver with real file systems and devices, made with the published bindings: what a node is tried with where the
-// drivers of others cannot be had. Volumes are ext4 on loop devices below -state; inline ones are tmpfs. It prints each
-// call of its node service as a line of JSON.
+// drivers of others cannot be had. Volumes are ext4 on loop devices below -state; inline ones, and those with the attribute
+// medium=memory, are tmpfs: not every machine lets an ext4 grow that is mounted. It prints each call of its node service
+// as a line of JSON.
 package main
 
 import (
@@ -31,6 +32,8 @@ var (
 	state    = flag.String("state", "", "folder of the volumes")
 	nodeID   = flag.String("node", "", "id of the node")
 )
+
+const tmpfs = 0x01021994
 
 type driver struct {
 	csi.UnimplementedNodeServer
@@ -74,6 +77,16 @@ func (d *driver) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRe
 func (d *driver) NodeStageVolume(_ context.Context, r *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
 	if r.VolumeId == "" || r.StagingTargetPath == "" || r.VolumeCapability == nil {
 		return nil, status.Error(codes.InvalidArgument, "something is missing")
+	}
+	if r.VolumeContext["medium"] == "memory" {
+		if isMounted(r.StagingTargetPath) {
+			return &csi.NodeStageVolumeResponse{}, nil
+		}
+		size := "size=" + r.VolumeContext["bytes"]
+		if err := syscall.Mount("tmpfs", r.StagingTargetPath, "tmpfs", 0, size); err != nil {
+			return nil, failed(err)
+		}
+		return &csi.NodeStageVolumeResponse{}, nil
 	}
 	device, err := attach(r.VolumeId, r.VolumeContext["bytes"])
 	if err != nil {
@@ -175,6 +188,13 @@ func (d *driver) NodeGetVolumeStats(_ context.Context, r *csi.NodeGetVolumeStats
 
 func (d *driver) NodeExpandVolume(_ context.Context, r *csi.NodeExpandVolumeRequest) (*csi.NodeExpandVolumeResponse, error) {
 	bytes := r.GetCapacityRange().GetRequiredBytes()
+	var facts syscall.Statfs_t
+	if err := syscall.Statfs(r.VolumePath, &facts); err == nil && facts.Type == tmpfs {
+		if err := syscall.Mount("", r.StagingTargetPath, "", syscall.MS_REMOUNT, fmt.Sprintf("size=%d", bytes)); err != nil {
+			return nil, failed(err)
+		}
+		return &csi.NodeExpandVolumeResponse{CapacityBytes: bytes}, nil
+	}
 	if err := os.Truncate(image(r.VolumeId), bytes); err != nil {
 		return nil, failed(err)
 	}

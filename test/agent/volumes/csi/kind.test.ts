@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { volumeUsage } from '../../../../agent/volumes/csi/mount.ts';
 import { attachmentName, globalMount, inlineHandle } from '../../../../agent/volumes/csi/paths.ts';
 import { grpcError, never } from '../../../peers/plugin.ts';
 import { asRoot } from '../cluster.ts';
@@ -197,10 +198,22 @@ test('a volume is waited for until it is attached', { skip }, async (t) => {
   stage.objects.set(path, { metadata: { deletionTimestamp: 'x' }, status: { attached: true } });
   await assert.rejects(stage.volumes.setUp(pod), failure('volume attachment is being deleted'));
   assert.deepEqual(stage.driver.names(), []);
+  const told = () =>
+    stage.patches.map(({ body }) => (body as { status: { volumesInUse: string[] } }).status.volumesInUse);
+  const inUse = [`kubernetes.io/csi/${driverName}^handle-data`];
+  assert.deepEqual(told(), [inUse, null, inUse, null, inUse, null]);
   stage.objects.set(path, { status: { attached: true, attachmentMetadata: { device: 'sdx' } } });
   await stage.volumes.setUp(pod);
   assert.deepEqual(publishOf(stage).publishContext, { device: 'sdx' });
+  await stage.volumes.setUp(podWith('b', [claimed('data')]));
+  assert.deepEqual(told().slice(6), [inUse]);
+  await stage.restart();
   await stage.volumes.tearDown('a');
+  assert.deepEqual(told().slice(7), []);
+  await stage.volumes.tearDown('b');
+  assert.deepEqual(await stage.mounts(), []);
+  await stage.volumes.setUp(podWith('c', []));
+  assert.deepEqual(told().slice(7), [null]);
 });
 
 test('a block volume is a device, and goes with its last pod', { skip }, async (t) => {
@@ -352,4 +365,23 @@ test('a secret that is not there is named, never shown', { skip }, async (t) => 
   const stage = await csiStage(t);
   addVolume(stage, 'data', { csi: { nodeStageSecretRef: { name: 'key', namespace: 'vault' } } });
   await assert.rejects(stage.volumes.setUp(podWith('a', [claimed('data')])), /NodeStageSecretRef vault\/key/);
+});
+
+test('how full a volume is, is asked of the driver', { skip }, async (t) => {
+  const stage = await csiStage(t, { capabilities: ['STAGE_UNSTAGE_VOLUME', 'GET_VOLUME_STATS'] });
+  addVolume(stage, 'data');
+  const ready = await stage.volumes.setUp(podWith('a', [claimed('data')]));
+  const folder = join(ready.get('data')!.hostPath, '..');
+  const signal = AbortSignal.timeout(20_000);
+  assert.deepEqual(await volumeUsage(stage.drivers, folder, signal), {
+    capacityBytes: 100,
+    availableBytes: 60,
+    usedBytes: 40,
+    inodes: 10,
+    inodesFree: 6,
+    inodesUsed: 4,
+  });
+  assert.equal(stage.driver.calls.at(-1)?.request.volumePath, ready.get('data')!.hostPath);
+  assert.equal(await volumeUsage(stage.drivers, join(folder, 'none'), signal), undefined);
+  await stage.volumes.tearDown('a');
 });

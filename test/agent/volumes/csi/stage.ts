@@ -7,6 +7,7 @@ import type { ApiserverClient, Pod, Volume } from '../../../../agent/apiserver/t
 import { type CsiDrivers, makeCsiDrivers } from '../../../../agent/volumes/csi/drivers.ts';
 import { makeExpander } from '../../../../agent/volumes/csi/expand.ts';
 import { makeCsiFacts } from '../../../../agent/volumes/csi/facts.ts';
+import { makeVolumesInUse } from '../../../../agent/volumes/csi/in_use.ts';
 import { csiKind } from '../../../../agent/volumes/csi/kind.ts';
 import { makeVolumes } from '../../../../agent/volumes/manager.ts';
 import { mountsBelow, unmountBelow } from '../../../../agent/volumes/mounts.ts';
@@ -116,6 +117,7 @@ export async function csiStage(
       nodeName: 'n',
       drivers,
       facts,
+      inUse: makeVolumesInUse({ kubeletDir, client, nodeName: 'n', clock, log }),
       expander: makeExpander({ kubeletDir, client, facts, events: recorder, clock, log }),
       clock,
       log,
