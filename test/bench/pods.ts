@@ -119,7 +119,12 @@ async function inside(folder: string): Promise<number> {
     console.log(`Node.js ${process.versions.node}; load at the start: ${loadavg()[0]!.toFixed(2)}`);
     for (let turn = 0; turn <= rounds; turn++) {
       const first = turn % running.length;
-      for (const one of [...running.slice(first), ...running.slice(0, first)]) await measure(one, turn);
+      for (const one of [...running.slice(first), ...running.slice(0, first)]) {
+        await measure(one, turn).catch(async (error: unknown) => {
+          for (const { logFile, tail } of one.node.daemons) console.error(`${logFile}:\n${await tail(8000)}`);
+          throw error;
+        });
+      }
     }
     const results = new Map<Peer, PeerResult>();
     for (const { node, namespace, times, pods, memory } of running) {
