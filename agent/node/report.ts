@@ -39,7 +39,7 @@ export function makeRuntimeReporter(options: ReporterOptions): () => Promise<Run
   const list = within('its list of images', () => images.listImages());
   let runtimeVersion = '';
   let listed: RuntimeReport['images'] = [];
-  let handlers: RuntimeReport['handlers'] = [];
+  let handlers: RuntimeReport['handlers'];
   let features: RuntimeReport['features'];
   // A runtime that comes back may be a newer one, that can do more.
   const abilities = within('what it can do', async () => {

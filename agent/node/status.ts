@@ -65,14 +65,13 @@ export function nodeStatus(input: StatusInput): NodeStatusNow {
       ...(facts.swapBytes > 0 ? { swap: { capacity: facts.swapBytes } } : {}),
     },
     images: listedImages(input.runtime.images, config.nodeStatusMaxImages),
-    runtimeHandlers: listedHandlers(input.runtime.handlers) as NodeStatusNow['runtimeHandlers'],
-    ...features(input),
+    ...abilities(input),
     ...(input.declaredFeatures?.length ? { declaredFeatures: [...input.declaredFeatures] } : {}),
   };
 }
 
 /** Sorted; of two with one name the first counts. */
-function listedHandlers(handlers: RuntimeReport['handlers']) {
+function listedHandlers(handlers: NonNullable<RuntimeReport['handlers']>) {
   const byName = new Map([...handlers].reverse().map((handler) => [handler.name, handler]));
   return [...byName.values()]
     .sort((a, b) => (a.name < b.name ? -1 : 1))
@@ -83,9 +82,16 @@ function listedHandlers(handlers: RuntimeReport['handlers']) {
 }
 
 /** While the runtime has not told, what the apiserver has is left. */
-function features({ runtime, previous }: StatusInput): Pick<NodeStatusNow, 'features'> {
-  if (runtime.features === undefined) return previous?.features ? { features: previous.features } : {};
-  return { features: { supplementalGroupsPolicy: runtime.features.supplementalGroupsPolicy } };
+function abilities({ runtime, previous }: StatusInput): Pick<NodeStatusNow, 'features' | 'runtimeHandlers'> {
+  const { features, handlers } = runtime;
+  const told = {
+    runtimeHandlers: handlers === undefined ? previous?.runtimeHandlers : listedHandlers(handlers),
+    features:
+      features === undefined
+        ? previous?.features
+        : { supplementalGroupsPolicy: features.supplementalGroupsPolicy },
+  };
+  return Object.fromEntries(Object.entries(told).filter(([, value]) => value !== undefined));
 }
 
 /** The name in the node's address and its label. Without a cloud provider, kubelet has one name for both. */
@@ -197,7 +203,9 @@ export function statusPatch(
 ): Record<string, unknown> {
   const patch: Record<string, unknown> = {};
   for (const name of ['daemonEndpoints', 'nodeInfo', 'images', 'runtimeHandlers', 'features'] as const) {
-    if (!same(before?.[name], after[name])) patch[name] = after[name];
+    // The apiserver does not keep an empty list apart from none.
+    if (isNone(before?.[name]) && isNone(after[name])) continue;
+    if (!same(before?.[name], after[name])) patch[name] = after[name] ?? null;
   }
   if (!same(before?.declaredFeatures ?? [], after.declaredFeatures ?? [])) {
     patch['declaredFeatures'] = after.declaredFeatures ?? null;
@@ -223,6 +231,10 @@ export function statusPatch(
   });
   if (changed.length > 0) patch['conditions'] = changed;
   return patch;
+}
+
+function isNone(value: unknown): boolean {
+  return value === undefined || (Array.isArray(value) && value.length === 0);
 }
 
 /** The events that a change of conditions is told by, with kubelet's names. */

@@ -31,8 +31,8 @@ export interface RuntimeReport {
   /** `keelson://0.1.0`. */
   readonly runtimeVersion: string;
   readonly images: readonly { readonly names: readonly string[]; readonly sizeBytes: number }[];
-  /** The default one has the name ''. As last told. */
-  readonly handlers: readonly RuntimeHandler[];
+  /** The default one has the name ''. As last told; absent before it has told any. */
+  readonly handlers?: readonly RuntimeHandler[];
   /** As last told; absent before it has told any. */
   readonly features?: RuntimeFeatures;
   /** Set when the runtime gave no answer. */

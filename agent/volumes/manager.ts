@@ -79,10 +79,13 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
     pod: Pod,
     volume: Volume,
     shown: Map<string, string>,
+    unprocessed: Set<string>,
     signal: AbortSignal | undefined,
   ): Promise<{ ready: ReadyVolume; due?: number | undefined }> => {
     const { name, ...own } = volume;
+    unprocessed.add(name);
     const bound = await claims.follow(pod, volume, signal);
+    unprocessed.delete(name);
     const source: VolumeSource = bound?.volume.spec ?? own;
     const kind = kinds.find(({ has }) => has(source));
     if (kind === undefined) throw unknownKind(source);
@@ -131,15 +134,18 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
         for (const { name } of volumes) checkName(name);
         /** What the volumes are called in messages. */
         const shown = new Map(volumes.map(({ name }) => [name, name]));
+        /** Whose claims could not be followed. */
+        const unprocessed = new Set<string>();
         const results = await Promise.allSettled(
-          volumes.map((volume) => setUpOne(pod, volume, shown, signal)),
+          volumes.map((volume) => setUpOne(pod, volume, shown, unprocessed, signal)),
         );
         if (signal?.aborted) throw abortError(signal, 'setting up volumes');
-        const failed = results.flatMap((result, index) =>
-          result.status === 'rejected'
-            ? [{ name: shown.get(volumes[index]!.name)!, cause: result.reason as unknown }]
-            : [],
-        );
+        const failed = results.flatMap((result, index) => {
+          if (result.status === 'fulfilled') return [];
+          const { name } = volumes[index]!;
+          const mounting = !unprocessed.has(name);
+          return [{ name, specName: shown.get(name)!, mounting, cause: result.reason as unknown }];
+        });
         if (failed.length > 0) throw failureOf(failed);
         const done = results.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []));
         const dues = done.map(({ due }) => due).filter((due) => due !== undefined);
@@ -202,16 +208,36 @@ function unknownKind(source: VolumeSource): KeelsonError {
   });
 }
 
-/** kubelet's words, so that people and their alerts find what they know. */
-function failureOf(failed: readonly { name: string; cause: unknown }[]): KeelsonError {
-  const text = failed
-    .map(({ name, cause }) => {
+interface FailedVolume {
+  readonly name: string;
+  readonly specName: string;
+  /** It was known what to mount. */
+  readonly mounting: boolean;
+  readonly cause: unknown;
+}
+
+/** kubelet's words, so that people and their alerts find what they know; `details.messages`: those of its events. */
+function failureOf(failed: readonly FailedVolume[]): KeelsonError {
+  const messages = failed
+    .filter(({ mounting }) => mounting)
+    .map(({ specName, cause }) => {
       const operation = (isError(cause) && cause.details['operation']) || 'MountVolume.SetUp';
-      return `${operation} failed for volume "${name}" : ${describe(cause)}`;
-    })
-    .join('; ');
-  return new KeelsonError('VOLUME_FAILED', text, {
-    details: { volumes: failed.map(({ name }) => name) },
+      return `${operation} failed for volume "${specName}" : ${describe(cause)}`;
+    });
+  const unprocessed = failed.filter(({ mounting }) => !mounting);
+  if (unprocessed.length > 0) {
+    const list = (volumes: readonly FailedVolume[]) =>
+      `[${volumes
+        .map(({ name }) => name)
+        .sort()
+        .join(' ')}]`;
+    const why = unprocessed.map(({ cause }) => describe(cause)).join('; ');
+    messages.push(
+      `Unable to attach or mount volumes: unmounted volumes=${list(failed)}, unattached volumes=[], failed to process volumes=${list(unprocessed)}: ${why}`,
+    );
+  }
+  return new KeelsonError('VOLUME_FAILED', messages.join('; '), {
+    details: { volumes: failed.map(({ specName }) => specName), messages },
   });
 }
 

@@ -172,6 +172,6 @@ async function fetch<T>(
     if (!isError(error, 'API_STATUS') || error.details['status'] !== 404) throw error;
     if (optional) return undefined;
     const noun = kind === 'configmaps' ? 'configmap' : 'secret';
-    throw new KeelsonError('VOLUME_FAILED', `${noun} "${name}" not found`, { cause: error });
+    throw new KeelsonError('VOLUME_FAILED', `${noun} "${name}" not found`);
   }
 }

@@ -33,7 +33,11 @@ async function limits(stage: Stage): Promise<void> {
     { name: 'v', emptyDir: sizeLimit === undefined ? {} : { sizeLimit } },
   ];
   const specs: Record<string, PodSpec> = {
-    inside: { containers: [writer(stage, 'a', '/data/x', 5, '50Mi')], volumes: sized('10Mi') },
+    // What nobody mounts stops nobody.
+    inside: {
+      containers: [writer(stage, 'a', '/data/x', 5, '50Mi')],
+      volumes: [...sized('10Mi'), { name: 'unused', secret: { secretName: 'none' } }],
+    },
     volume: { containers: [writer(stage, 'a', '/data/x', 11)], volumes: sized('10Mi') },
     layer: {
       containers: [writer(stage, 'a', '/x', 11, '10Mi'), writer(stage, 'b', '/x', 1, '20Mi')],

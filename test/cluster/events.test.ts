@@ -64,7 +64,6 @@ function pods(registry: string, image: string): Readonly<Record<string, PodSpec>
     'no-root': one({}, { securityContext: { runAsNonRoot: true } }),
     'bad-start': one({ lifecycle: { postStart: bad } }),
     'bad-end': one({ lifecycle: { preStop: bad } }),
-    late: one({}, { activeDeadlineSeconds: 15 }),
     sysctl: one({}, { securityContext: { sysctls: [{ name: 'kernel.sem', value: '1' }] } }),
     elsewhere: one({}, { nodeSelector: { nowhere: 'true' } }),
     'no-pull-secret': one({}, { imagePullSecrets: [{ name: 'none' }] }),
@@ -99,7 +98,6 @@ const milestones: Readonly<Record<string, readonly string[]>> = {
   'no-secret': ['Failed'],
   'no-root': ['Failed'],
   'bad-start': ['FailedPostStartHook', 'BackOff'],
-  late: ['DeadlineExceeded', 'Killing'],
   sysctl: ['SysctlForbidden'],
   elsewhere: ['NodeAffinity'],
   'many-servers': ['DNSConfigForming'],
@@ -203,6 +201,14 @@ test('events are those of kubelet', { skip, timeout: 600_000 }, async (t) => {
     ).catch(() => assert.fail(last.sort().join('\n')));
   };
   await t.test('while they are there', () => agree(Object.keys(specs), 100_000, milestones));
+  await t.test('when their time is over', async () => {
+    const container = { name: 'main', image: images.one, command: ['sleep', '100000'] };
+    for (const [namespace, nodeName] of Object.entries(sides)) {
+      const spec = { nodeName, activeDeadlineSeconds: 15, containers: [container] };
+      await cluster.apply(makePod(namespace, 'late', spec));
+    }
+    await agree(['late'], 60_000, { late: ['DeadlineExceeded Normal -', 'Killing'] });
+  });
   await t.test('when they are changed', async () => {
     for (const namespace of Object.keys(sides)) {
       await cluster.kubectl(['set', 'image', 'pod/sidecar', `main=${images.two}`, '-n', namespace]);

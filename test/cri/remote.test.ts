@@ -466,6 +466,11 @@ test('pods on another keelson, which is restarted in the middle', { skip: cannot
   assert.equal(await client.cgroupDriver(), 'cgroupfs');
   assert.ok((await runtime.status()).some(({ type, status }) => type === 'RuntimeReady' && status));
   assert.ok((await runtime.handlers()).length > 0);
+  assert.deepEqual(await runtime.features(), {
+    supplementalGroupsPolicy: true,
+    userNamespacesHostNetwork: false,
+    mountOptions: true,
+  });
 
   const config = machine.sandboxConfig();
   const sandbox = await runtime.runPodSandbox(config, '');

@@ -1,6 +1,6 @@
 /** Doing one action of a plan. What goes wrong becomes memory, so that the next plan knows. */
 import { readFile } from 'node:fs/promises';
-import { describe, KeelsonError, reasonOf } from '../../../runtime/host/errors.ts';
+import { describe, isError, KeelsonError, reasonOf } from '../../../runtime/host/errors.ts';
 import type { PodContainer } from '../../apiserver/types.ts';
 import type { Action } from '../plan/actions.ts';
 import {
@@ -15,6 +15,7 @@ import { without } from '../plan/memory.ts';
 import { everyContainer, formatPod, uidOf } from '../spec/pod.ts';
 import { podCgroup, podCgroupResources } from '../spec/qos.ts';
 import { hasOwnUsers, makeSandboxConfig, parseResolvConf, podDns } from '../spec/sandbox_config.ts';
+import { withUsedVolumes } from '../spec/used_volumes.ts';
 import { erase, removeContainer, removeSandbox } from './cleanup.ts';
 import { type ActionContext, interrupted, type MemoryUpdate, tell } from './context.ts';
 import { ensureImage } from './pull.ts';
@@ -191,13 +192,20 @@ async function makeCgroup(context: ActionContext): Promise<MemoryUpdate> {
   return (memory) => ({ ...memory, cgroupReady: true, cgroupFailure: undefined });
 }
 
+/** One for each volume that failed. */
+function messagesOf(error: unknown): readonly string[] {
+  const messages = isError(error) ? error.details['messages'] : undefined;
+  return Array.isArray(messages) ? (messages as string[]) : [describe(error)];
+}
+
 async function setUpVolumes(context: ActionContext): Promise<MemoryUpdate> {
   const { pod, volumes, signal, clock } = context;
   try {
-    context.setReady(await volumes.setUp(pod, signal));
+    context.setReady(await volumes.setUp(withUsedVolumes(pod), signal));
   } catch (error) {
     if (interrupted(context)) throw error;
-    tell(context, undefined, 'Warning', reasonOf(error, 'FailedMount'), describe(error));
+    for (const message of messagesOf(error))
+      tell(context, undefined, 'Warning', reasonOf(error, 'FailedMount'), message);
     const failed = remember(context, 'volumesFailure', 'FailedMount', error, volumeBackoff);
     const now = clock.now();
     return (memory) => {

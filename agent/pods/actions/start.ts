@@ -15,6 +15,7 @@ import { asksRecursiveReadOnly, withMountModes } from '../spec/mount_modes.ts';
 import { isHostNetwork, namespaceOf, podLogFolder, specGraceSeconds, uidOf } from '../spec/pod.ts';
 import { podHostname } from '../spec/sandbox_config.ts';
 import { asksImageUser } from '../spec/security.ts';
+import { volumesOf, withUsedVolumes } from '../spec/used_volumes.ts';
 import { type ActionContext, interrupted, type MemoryUpdate, podFolder, tell } from './context.ts';
 import { runHook } from './hooks.ts';
 import { stopContainer } from './stop.ts';
@@ -61,6 +62,16 @@ export async function createContainer(
   return (memory) => memory;
 }
 
+/** An ephemeral container may be the first to use a volume. */
+async function volumesFor(context: ActionContext, container: PodContainer): Promise<ActionContext['ready']> {
+  const { ready, pod, volumes, signal } = context;
+  const known = pod.spec?.volumes?.map(({ name }) => name) ?? [];
+  if (volumesOf(container).every((name) => ready.has(name) || !known.includes(name))) return ready;
+  const more = await volumes.setUp(withUsedVolumes(pod), signal);
+  context.setReady(more);
+  return more;
+}
+
 /** Everything that the container's configuration needs, fetched and written side by side. */
 async function configure(
   context: ActionContext,
@@ -80,7 +91,8 @@ async function configure(
     makeTerminationFile(terminationFile),
     mkdir(join(podLogFolder(config.podLogsDir, pod), container.name), { recursive: true }),
   ]);
-  const subPaths = await pinSubPaths(context, container, env);
+  const ready = await volumesFor(context, container);
+  const subPaths = await pinSubPaths({ ...context, ready }, container, env);
   const made = makeContainerConfig({
     pod,
     container,
@@ -89,7 +101,7 @@ async function configure(
     ...(asksImageUser(pod, container) ? { imageUser: { uid: image?.uid, username: image?.username } } : {}),
     env,
     ...expandCommand(container, env),
-    volumes: context.ready,
+    volumes: ready,
     volumeImages: context.memory.images[container.name]?.volumeImages,
     subPaths,
     hostsFile: hosts,

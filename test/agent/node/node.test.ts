@@ -103,7 +103,7 @@ async function start(
     runtime: {
       status: async () => conditions,
       version: async () => ({ runtimeName: 'keelson', runtimeVersion: '0.1.0' }),
-      handlers: async () => runtime.handlers,
+      handlers: async () => runtime.handlers!,
       features: async () => runtime.features!,
     },
     images: { listImages: async () => [] },
@@ -342,7 +342,7 @@ test('a runtime that hangs or throws is reported, not waited for', async () => {
         return mode === 'fine' ? Promise.resolve(runtime.conditions) : Promise.reject(new Error('broken'));
       },
       version: () => Promise.reject(new Error('broken')),
-      handlers: async () => runtime.handlers,
+      handlers: async () => runtime.handlers!,
       features: () =>
         mode === 'fine' ? Promise.resolve(runtime.features!) : Promise.reject(new Error('broken')),
     },

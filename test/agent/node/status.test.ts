@@ -301,12 +301,23 @@ test('what the runtime can do is in the status as it told last', () => {
     { name: 'runc', features: able },
   ]);
   assert.deepEqual(told.features, { supplementalGroupsPolicy: true });
-  const silent = { ...runtime, features: undefined };
+  const silent = { ...runtime, features: undefined, handlers: undefined };
+  assert.deepEqual(compute({ runtime: silent, previous: told }).runtimeHandlers, told.runtimeHandlers);
+  assert.equal('runtimeHandlers' in compute({ runtime: silent }), false);
   assert.equal('features' in compute({ runtime: silent }), false);
   assert.deepEqual(compute({ runtime: silent, previous: told }).features, { supplementalGroupsPolicy: true });
   assert.deepEqual(statusPatch(compute({ runtime: silent }), told, false)['features'], {
     supplementalGroupsPolicy: true,
   });
+});
+
+test('an empty list is not written again because the apiserver has none', () => {
+  const none = compute({ runtime: { ...runtime, images: [], handlers: [] } });
+  const { images, runtimeHandlers, ...kept } = none;
+  assert.deepEqual([images, runtimeHandlers], [[], []]);
+  assert.equal(statusChanged(kept, none), false);
+  const some = compute();
+  assert.deepEqual(statusPatch(some, none, false), { runtimeHandlers: [] });
 });
 
 test('declared features are written once, also where the apiserver does not keep them', () => {

@@ -6,8 +6,10 @@ import { test } from 'node:test';
 import type { PersistentVolume, PersistentVolumeClaim, Pod, Volume } from '../../../agent/apiserver/types.ts';
 import { checkClaim, checkNode, checkVolume, claimNameOf } from '../../../agent/volumes/claims/claim.ts';
 import { makeClaims } from '../../../agent/volumes/claims/resolve.ts';
+import { makeVolumes } from '../../../agent/volumes/manager.ts';
 import { KeelsonError } from '../../../runtime/host/errors.ts';
-import { fakeClient, handClock, podOf, scratch, unreachable } from './cluster.ts';
+import { makeLogger } from '../../../runtime/host/log.ts';
+import { fakeClient, fakeObjects, handClock, podOf, scratch, unreachable } from './cluster.ts';
 
 const claim: PersistentVolumeClaim = {
   metadata: { name: 'c', namespace: 'ns', uid: 'claim-1' },
@@ -122,4 +124,38 @@ test('a claim is asked for once, and known to the next process while nobody answ
   const [file] = await readdir(join(podsDir, 'uid-1/claims'));
   await writeFile(join(podsDir, 'uid-1/claims', file!), '{"claim":');
   await assert.rejects(next(), { code: 'VOLUME_FAILED' }, 'half a record is none');
+});
+
+test('each volume that fails has a message of its own, those without a claim one together', async (t) => {
+  const kubeletDir = await scratch(t);
+  const client = {
+    ...fakeClient(handClock()),
+    get: async <T>() => ({ ...claim, status: { phase: 'Pending' } }) as T,
+  };
+  const volumes = makeVolumes({
+    kubeletDir,
+    client,
+    objects: fakeObjects(),
+    nodeName: 'node',
+    log: makeLogger('silent'),
+    clock: handClock(),
+  });
+  const wanted = podOf({
+    volumes: [
+      { name: 'z', persistentVolumeClaim: { claimName: 'c' } },
+      { name: 'one', configMap: { name: 'none' } },
+      { name: 'two', secret: { secretName: 'none' } },
+    ],
+  });
+  const messages = [
+    'MountVolume.SetUp failed for volume "one" : configmap "none" not found',
+    'MountVolume.SetUp failed for volume "two" : secret "none" not found',
+    'Unable to attach or mount volumes: unmounted volumes=[one two z], unattached volumes=[], failed to process volumes=[z]: error processing PVC ns/c: PVC is not bound',
+  ];
+  await assert.rejects(volumes.setUp(wanted), (error) => {
+    assert.ok(error instanceof KeelsonError);
+    assert.deepEqual(error.details['messages'], messages);
+    return true;
+  });
+  await volumes.tearDown('uid-1');
 });

@@ -183,7 +183,7 @@ test('a volume is waited for until it is attached', { skip }, async (t) => {
   const path = `/apis/storage.k8s.io/v1/volumeattachments/${attachmentName('handle-data', driverName, 'n')}`;
   const failure = (why: string, step = 'MountVolume.SetUp') => ({
     code: 'VOLUME_FAILED',
-    message: `${step} failed for volume "data" : ${why}`,
+    message: `${step} failed for volume "pv-data" : ${why}`,
   });
   await assert.rejects(
     stage.volumes.setUp(pod),
@@ -242,7 +242,7 @@ test('without its driver a pod goes on after a new start, and a new pod waits', 
   assert.ok(stage.volumes.refreshAfterMs(pod)! > 0, 'the driver is told when it is back');
   const missing = `driver name ${driverName} not found in the list of registered CSI drivers (is the driver running on this node, with its node-driver-registrar?)`;
   await assert.rejects(stage.volumes.setUp(podWith('b', [claimed('data')])), {
-    message: `MountVolume.SetUp failed for volume "data" : ${missing}`,
+    message: `MountVolume.SetUp failed for volume "pv-data" : ${missing}`,
   });
   await stage.volumes.tearDown('b');
   await assert.rejects(stage.volumes.tearDown('a'), { code: 'VOLUME_FAILED' });
@@ -263,7 +263,7 @@ test('what a driver certainly did not do leaves nothing behind', { skip }, async
     });
     await assert.rejects(stage.volumes.setUp(podWith('a', [claimed('data')])), {
       message:
-        'MountVolume.SetUp failed for volume "data" : rpc error: code = InvalidArgument desc = no such volume',
+        'MountVolume.SetUp failed for volume "pv-data" : rpc error: code = InvalidArgument desc = no such volume',
     });
     await stage.restart({ registered: false });
     await stage.volumes.tearDown('a');
