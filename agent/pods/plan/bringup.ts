@@ -145,7 +145,7 @@ export function bringUp(input: BringUpInput): BringUp {
     }
     if (newest !== undefined && usable) {
       // One made before a resize that would restart it has not run yet: it gets the new resources and need not.
-      if (mayStart && volumesReady() && !needsRestart(memory.resize, container, newest))
+      if (mayStart && volumesReady() && !needsRestart(memory.resize, container, pod, newest))
         actions.push({ kind: 'start', key: `start/${name}`, container: name, id: newest.id });
       return false;
     }

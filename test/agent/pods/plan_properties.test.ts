@@ -89,7 +89,7 @@ function run(seed: number): void {
       state === 'running' &&
       annotations['io.kubernetes.container.hash'] === containerHash(container) &&
       memory.probes[id]?.failed === undefined &&
-      !needsRestart(memory.resize, container, model.containers.find((one) => one.id === id)!) &&
+      !needsRestart(memory.resize, container, pod, model.containers.find((one) => one.id === id)!) &&
       model.sandboxes.some((box) => box.id === podSandboxId && box.state === 'ready')
     );
   };
@@ -204,7 +204,7 @@ function run(seed: number): void {
         if (memory.resize?.progress?.generation !== action.generation) break;
         for (const one of model.containers) {
           const container = all().find(({ name }) => name === one.metadata.name)!;
-          const late: boolean = one.state === 'running' && needsRestart(memory.resize, container, one);
+          const late: boolean = one.state === 'running' && needsRestart(memory.resize, container, pod, one);
           assert.ok(!late, say(`the resize is done before ${one.metadata.name} was made anew`));
         }
         memory = { ...memory, resize: undefined };
