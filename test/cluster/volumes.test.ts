@@ -125,7 +125,7 @@ async function localFolder(stage: Stage, folder: string): Promise<void> {
   const path = join(folder, 'local');
   await mkdir(join(path, 'inner'), { recursive: true });
   await writeFile(join(path, 'inner/file'), 'kept\n', { mode: 0o600 });
-  await provide(stage, 'folder', { local: { path } }, onNode(stage.node.name));
+  await provide(stage, 'folder', { local: { path, fsType: '' } }, onNode(stage.node.name));
   const writer = podOf(
     stage,
     'writer',
@@ -223,7 +223,7 @@ async function loop(t: TestContext, folder: string, name: string): Promise<strin
 
 async function disk(t: TestContext, stage: Stage, folder: string): Promise<void> {
   const path = await loop(t, folder, 'disk');
-  await provide(stage, 'disk', { local: { path } }, onNode(stage.node.name));
+  await provide(stage, 'disk', { local: { path, fsType: '' } }, onNode(stage.node.name));
   const spec = { volumes: [claimed('disk')], containers: having(at('/data')) };
   const mountsOf = async () =>
     (await readFile('/proc/self/mountinfo', 'utf8')).split('\n').filter((line) => line.includes(` ${path} `));
