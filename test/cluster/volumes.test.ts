@@ -125,7 +125,7 @@ async function localFolder(stage: Stage, folder: string): Promise<void> {
   const path = join(folder, 'local');
   await mkdir(join(path, 'inner'), { recursive: true });
   await writeFile(join(path, 'inner/file'), 'kept\n', { mode: 0o600 });
-  await provide(stage, 'folder', { local: { path, fsType: '' } }, onNode(stage.node.name));
+  await provide(stage, 'folder', { local: { path } }, onNode(stage.node.name));
   const writer = podOf(
     stage,
     'writer',
