@@ -130,7 +130,8 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
       const uid = uidOf(pod.metadata?.uid);
       return queue.run(uid, async () => {
         if (signal?.aborted) throw abortError(signal, 'setting up volumes');
-        const volumes = pod.spec?.volumes ?? [];
+        const used = usedVolumes(pod);
+        const volumes = (pod.spec?.volumes ?? []).filter(({ name }) => used.has(name));
         for (const { name } of volumes) checkName(name);
         /** What the volumes are called in messages. */
         const shown = new Map(volumes.map(({ name }) => [name, name]));
@@ -195,6 +196,17 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
       }
     },
   };
+}
+
+/** What no container mounts is not set up, and holds nothing up where it cannot be (kubelet's GetPodVolumeNames). */
+function usedVolumes(pod: Pod): ReadonlySet<string> {
+  const { initContainers = [], containers = [], ephemeralContainers = [] } = pod.spec ?? {};
+  const all = [...initContainers, ...containers, ...ephemeralContainers];
+  const uses = all.flatMap(({ volumeMounts = [], volumeDevices = [] }) => [
+    ...volumeMounts,
+    ...volumeDevices,
+  ]);
+  return new Set(uses.map(({ name }) => name));
 }
 
 function unknownKind(source: VolumeSource): KeelsonError {

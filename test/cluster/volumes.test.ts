@@ -223,7 +223,7 @@ async function loop(t: TestContext, folder: string, name: string): Promise<strin
 
 async function disk(t: TestContext, stage: Stage, folder: string): Promise<void> {
   const path = await loop(t, folder, 'disk');
-  await provide(stage, 'disk', { local: { path } }, onNode(stage.node.name));
+  await provide(stage, 'disk', { local: { path, fsType: '' } }, onNode(stage.node.name));
   const spec = { volumes: [claimed('disk')], containers: having(at('/data')) };
   const mountsOf = async () =>
     (await readFile('/proc/self/mountinfo', 'utf8')).split('\n').filter((line) => line.includes(` ${path} `));

@@ -82,13 +82,15 @@ export async function setPlace(peer: Peer, folder: string, registry: string): Pr
   }
   const cluster = await startCluster();
   let served: { readonly daemon: Daemon; readonly runtimeEndpoint: string } | undefined;
+  let posing: Daemon | undefined;
   const close = async () => {
     await served?.daemon.kill();
+    await posing?.kill();
     await cluster.close();
   };
   try {
     await serveToPods(cluster.url);
-    if (peer === 'keelson') await poseAsKubelet(folder);
+    if (peer === 'keelson') posing = await poseAsKubelet(folder);
     served = await (peer === 'keelson' ? startKeelson : startStock)({ cluster, folder, registries });
     const { daemon } = served;
     const ready = async () => {
@@ -163,11 +165,11 @@ async function startStock({ cluster, folder, registries }: Wanted) {
   return { daemon: started.daemon, runtimeEndpoint: runtime.endpoint };
 }
 
-/** Specs enter the mount namespace of a process of this name, which is the machine's. It ends with this one. */
-async function poseAsKubelet(folder: string): Promise<void> {
+/** Specs enter the mount namespace of a process of this name, which is the machine's. */
+async function poseAsKubelet(folder: string): Promise<Daemon> {
   const name = join(folder, 'kubelet');
   await symlink('/bin/sleep', name);
-  await startDaemon(name, ['infinity'], { logFile: '/dev/null' });
+  return startDaemon(name, ['infinity'], { logFile: '/dev/null' });
 }
 
 /** The service `kubernetes`, without a proxy: its address leads to the apiserver on the loopback. */

@@ -86,9 +86,21 @@ export function allowedSkips(facts: MachineFacts): readonly AllowedSkip[] {
     {
       name: '',
       reason:
-        /^Only supported for providers|^Requires at least \d+ (ready )?(schedulable )?nodes?|^Requires (at least )?\d+ nodes/,
+        /^Only supported for providers|^Requires at least \d+ (ready )?(schedulable )?nodes?|^Requires (at least )?\d+ nodes|^Runs only when number of nodes >= 2/,
       count: Infinity,
       because: 'wants a cloud, or more than one node',
+    },
+    {
+      name: 'sig-storage',
+      reason: /doesn't support readOnly source$|^We don't set fsGroup on block device/,
+      count: Infinity,
+      because: 'the suite does not ask that of this kind of volume',
+    },
+    {
+      name: 'PVC Protection',
+      reason: /^error finding default storageClass/,
+      count: 3,
+      because: 'the control plane has no default storage class, which a driver would bring',
     },
     {
       name: 'Pod Level Resources',

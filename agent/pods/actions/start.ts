@@ -74,12 +74,13 @@ async function volumesFor(context: ActionContext, container: PodContainer): Prom
 
 /** Everything that the container's configuration needs, fetched and written side by side. */
 async function configure(
-  context: ActionContext,
+  before: ActionContext,
   container: PodContainer,
   attempt: number,
   sandboxId: string,
   imageId: string,
 ) {
+  const context = await withVolumes(before, container);
   const { pod, config } = context;
   const folder = podFolder(config, uidOf(pod));
   const terminationFile = join(folder, 'containers', container.name, String(attempt));
@@ -173,6 +174,14 @@ async function environment(context: ActionContext, container: PodContainer): Pro
     hostIPs: context.hostIps(),
     nodeName: context.nodeName,
   });
+}
+
+/** An ephemeral container may mount what none has mounted before it, and what is therefore not set up. */
+async function withVolumes(context: ActionContext, container: PodContainer): Promise<ActionContext> {
+  if ((container.volumeMounts ?? []).every(({ name }) => context.ready.has(name))) return context;
+  const ready = await context.volumes.setUp(context.pod, context.signal);
+  context.setReady(ready);
+  return { ...context, ready };
 }
 
 /** What variables from files are, by their references. */

@@ -207,14 +207,16 @@ function stateOf(
       return { running: { startedAt: rfc3339(container.startedAt) } };
     case 'exited': {
       const message = cut(container.message, pod);
+      const ended = container.finishedAt;
       return {
         terminated: {
           exitCode: container.exitCode,
           reason: container.reason || (container.exitCode === 0 ? 'Completed' : 'Error'),
           ...(message === '' ? {} : { message }),
-          // A container that never started has no start: kubelet shows the epoch, as metav1.Time's zero.
-          ...(container.startedAt > 0 ? { startedAt: rfc3339(container.startedAt) } : {}),
-          ...(container.finishedAt > 0 ? { finishedAt: rfc3339(container.finishedAt) } : {}),
+          // One that was ended before it ran has lived for no time; nobody who reckons wants an end without a start.
+          ...(ended > 0
+            ? { startedAt: rfc3339(container.startedAt || ended), finishedAt: rfc3339(ended) }
+            : {}),
           containerID,
         },
       };

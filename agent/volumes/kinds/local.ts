@@ -29,7 +29,8 @@ export function localKind({ kubeletDir, patience, giving, warn }: LocalOptions):
   async function source(request: VolumeRequest, path: string, isDisk: boolean): Promise<string> {
     if (!isDisk) return path;
     const folder = globalFolder(request.specName);
-    const { fsType = 'ext4' } = request.source.local!;
+    // The apiserver keeps an empty one as it is.
+    const fsType = request.source.local!.fsType || 'ext4';
     const options = [...(request.readOnly ? ['ro'] : []), ...request.mountOptions];
     await mountDevice(path, folder, fsType, options, request.signal);
     return folder;

@@ -119,6 +119,13 @@ test('how a container ended', () => {
   });
 });
 
+test('a container that was ended before it ran has a start as well', () => {
+  const killed = makeContainer('c0', app, 'exited', { exitCode: 137, startedAt: 0 });
+  const { containerStatuses } = status(makePod(), { ...running, containers: [killed] });
+  const { startedAt, finishedAt } = containerStatuses![0]!.state!.terminated!;
+  assert.deepEqual([startedAt, finishedAt], ['2026-01-01T00:00:00Z', '2026-01-01T00:00:00Z']);
+});
+
 test('a container that is not to be found any more did end', () => {
   const before = status(makePod(), running);
   const lost = status(makePod(), { sandboxes: [], containers: [] }, before);

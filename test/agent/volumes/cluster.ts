@@ -170,10 +170,13 @@ export async function bench(t: TestContext): Promise<Bench> {
   };
 }
 
+/** All volumes are mounted, unless the first container has mounts of its own. */
 export function podOf(spec: Partial<NonNullable<Pod['spec']>>, uid = 'uid-1'): Pod {
+  const [first, ...others] = spec.containers ?? [{ name: 'main', image: 'i' }];
+  const volumeMounts = (spec.volumes ?? []).map(({ name }) => ({ name, mountPath: `/${name}` }));
   return {
     metadata: { name: 'web', namespace: 'ns', uid, labels: { app: 'web' } },
-    spec: { containers: [{ name: 'main', image: 'i' }], serviceAccountName: 'robot', ...spec },
+    spec: { serviceAccountName: 'robot', ...spec, containers: [{ volumeMounts, ...first! }, ...others] },
   };
 }
 

@@ -118,6 +118,23 @@ test('emptyDir in memory has its size, mode and group', { skip }, async (t) => {
   );
 });
 
+test('what no container uses is not set up, and may be missing', { skip }, async (t) => {
+  const { volumes } = await bench(t);
+  const main = {
+    name: 'main',
+    image: 'i',
+    volumeMounts: [{ name: 'd', mountPath: '/d' }],
+    volumeDevices: [{ name: 'e', devicePath: '/dev/e' }],
+  };
+  const own = ['d', 'e', 'idle', 'late'].map((name) => ({ name, emptyDir: {} }));
+  const all = [...own, { name: 'none', configMap: { name: 'none' } }];
+  const pod = podOf({ volumes: all, containers: [main] });
+  assert.deepEqual([...(await volumes.setUp(pod)).keys()], ['d', 'e']);
+  const debug = { name: 'debug', image: 'i', volumeMounts: [{ name: 'late', mountPath: '/l' }] };
+  const later = podOf({ volumes: all, containers: [main], ephemeralContainers: [debug] });
+  assert.deepEqual([...(await volumes.setUp(later)).keys()], ['d', 'e', 'late']);
+});
+
 test('a half-made emptyDir of a crashed process is finished', { skip }, async (t) => {
   const { volumes, at } = await bench(t);
   await mkdir(join(at('uid-1', 'empty-dir', '.'), '.keelson-tmp-d', 'x'), { recursive: true });
