@@ -37,7 +37,7 @@ export function localKind({ kubeletDir, patience, giving, warn }: LocalOptions):
 
   async function mountFor(request: VolumeRequest, path: string, isDisk: boolean): Promise<void> {
     const { pod, folder, readOnly, specName, signal } = request;
-    if (await isMounted(folder)) return await bind(path, folder, readOnly);
+    if (await isMounted(folder)) return;
     const from = await source(request, path, isDisk);
     const others = await podsWith(from, join(kubeletDir, 'pods'));
     const { fsGroup, fsGroupChangePolicy: changePolicy } = pod.spec?.securityContext ?? {};

@@ -6,7 +6,6 @@ import { type TestContext, test } from 'node:test';
 import type { Pod, Volume } from '../../../agent/apiserver/types.ts';
 import type { ReadyVolume, VolumeManager } from '../../../agent/volumes/types.ts';
 import { makeLogger } from '../../../runtime/host/log.ts';
-import { mount, mountFlags } from '../../../runtime/host/syscalls.ts';
 import { apiAccess, asRoot, fakeClient, fakeObjects, handClock, podOf, scratch } from './cluster.ts';
 import { crashAt, install } from './crash_at.ts';
 
@@ -148,21 +147,6 @@ const mostCalls = 400;
 // Side by side: most of the time is waiting for the kernel to take mounts away.
 test('the agent gone at any call', { skip: asRoot, concurrency: 14 }, async (t) => {
   await Promise.all(Object.entries(cases).flatMap(([name, one]) => points(t, name, one)));
-});
-
-test('what was bound before it could become read-only becomes so', { skip: asRoot }, async (t) => {
-  const world = await bench(t);
-  await world.fresh();
-  const one = cases['readOnly']!;
-  const pod = podOf({ volumes: [one.volume] });
-  const folder = join(world.kubeletDir, 'pods/uid-1/volumes/kubernetes.io~local-volume/pv');
-  await mkdir(folder, { recursive: true });
-  mount(world.outside, folder, null, mountFlags.BIND);
-  const volumes = world.start();
-  const ready = (await volumes.setUp(pod)).get('v')!;
-  await assert.rejects(writeFile(join(ready.hostPath, 'new'), ''), { code: 'EROFS' });
-  await volumes.tearDown('uid-1');
-  await checkGone(world, volumes);
 });
 
 function points(t: TestContext, name: string, one: Case): Promise<void>[] {
