@@ -23,8 +23,8 @@ export async function bind(source: string, folder: string, readOnly: boolean): P
   await mkdir(folder, { recursive: true, mode: 0o750 });
   if (await isMounted(folder)) return;
   await mountAside(source, folder, null, mountFlags.BIND);
-  // A bind mount becomes read-only only when it is there. Where that was cut short, or where the pod has the volume twice
-  // and may write to one of the two, the containers' own mounts are read-only all the same.
+  // A bind mount becomes read-only only when it is there. Where that was cut short the containers' own mounts are
+  // read-only all the same.
   if (readOnly)
     await mountAside(null, folder, null, mountFlags.BIND | mountFlags.REMOUNT | mountFlags.RDONLY);
 }

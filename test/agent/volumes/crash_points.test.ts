@@ -149,6 +149,25 @@ test('the agent gone at any call', { skip: asRoot, concurrency: 14 }, async (t) 
   await Promise.all(Object.entries(cases).flatMap(([name, one]) => points(t, name, one)));
 });
 
+test('a pod that has a volume twice may write to the one', { skip: asRoot }, async (t) => {
+  const world = await bench(t);
+  const [writable, readOnly] = [cases['local']!.volume, { ...cases['readOnly']!.volume, name: 'readOnly' }];
+  for (const list of [
+    [writable, readOnly],
+    [readOnly, writable],
+  ]) {
+    await world.fresh();
+    const volumes = world.start();
+    const made = await volumes.setUp(podOf({ volumes: list, securityContext: { fsGroup: 3000 } }));
+    const folder = made.get('v')!.hostPath;
+    await writeFile(join(folder, 'new'), '');
+    assert.equal((await stat(join(folder, 'inner/file'))).gid, 3000);
+    assert.deepEqual([made.get('v')!.readOnly, made.get('readOnly')!.readOnly], [false, true]);
+    await volumes.tearDown('uid-1');
+    await checkGone(world, volumes);
+  }
+});
+
 function points(t: TestContext, name: string, one: Case): Promise<void>[] {
   const pod = podOf({ volumes: [one.volume], securityContext: { fsGroup: 3000 } }, 'crashing');
   const uid = pod.metadata!.uid!;
