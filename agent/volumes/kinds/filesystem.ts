@@ -21,8 +21,10 @@ export async function isMounted(folder: string): Promise<boolean> {
 /** `source` is seen at `folder`, read-only if so wanted. What is mounted there already stays. Throws SYSCALL_FAILED. */
 export async function bind(source: string, folder: string, readOnly: boolean): Promise<void> {
   await mkdir(folder, { recursive: true, mode: 0o750 });
-  if (!(await isMounted(folder))) await mountAside(source, folder, null, mountFlags.BIND);
-  // A bind mount becomes read-only only when it is there: an agent that ended in between has left it writable.
+  if (await isMounted(folder)) return;
+  await mountAside(source, folder, null, mountFlags.BIND);
+  // A bind mount becomes read-only only when it is there. Where that was cut short the containers' own mounts are
+  // read-only all the same.
   if (readOnly)
     await mountAside(null, folder, null, mountFlags.BIND | mountFlags.REMOUNT | mountFlags.RDONLY);
 }

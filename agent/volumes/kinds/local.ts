@@ -37,8 +37,9 @@ export function localKind({ kubeletDir, patience, giving, warn }: LocalOptions):
   }
 
   async function mountFor(request: VolumeRequest, path: string, isDisk: boolean): Promise<void> {
-    const { pod, folder, readOnly, specName, signal } = request;
-    if (await isMounted(folder)) return await bind(path, folder, readOnly);
+    const { pod, folder, specName, signal } = request;
+    const readOnly = request.readOnly && !isWritten(request);
+    if (await isMounted(folder)) return;
     const from = await source(request, path, isDisk);
     const others = await podsWith(from, join(kubeletDir, 'pods'));
     const { fsGroup, fsGroupChangePolicy: changePolicy } = pod.spec?.securityContext ?? {};
@@ -89,6 +90,16 @@ export function localKind({ kubeletDir, patience, giving, warn }: LocalOptions):
       });
     },
   };
+}
+
+/** A pod may have a volume twice, with one folder for both: containers get the one that is read-only as such. Pure. */
+function isWritten({ pod, name }: VolumeRequest): boolean {
+  const claims = (pod.spec?.volumes ?? []).map((volume) => ({
+    name: volume.name,
+    claim: volume.persistentVolumeClaim,
+  }));
+  const own = claims.find((one) => one.name === name)?.claim?.claimName;
+  return claims.some(({ claim }) => claim !== undefined && claim.claimName === own && !claim.readOnly);
 }
 
 async function look(path: string): Promise<{ real: string; kind: 'folder' | 'disk' | undefined }> {
