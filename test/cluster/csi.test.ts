@@ -322,6 +322,12 @@ async function growing(csi: Csi): Promise<void> {
   );
   assert.equal('allocatedResourceStatuses' in claim.status!, false);
   assert.ok((await blocks()) > before * 1.8);
+  const summary = JSON.parse(
+    await csi.cluster.kubectl(['get', '--raw', `/api/v1/nodes/${csi.node.name}/proxy/stats/summary`]),
+  ) as { pods: { podRef: { name: string }; volume?: { name: string; capacityBytes: number }[] }[] };
+  const pod = summary.pods.find(({ podRef }) => podRef.name === 'grows');
+  assert.equal(pod?.volume?.find(({ name }) => name === 'v')?.capacityBytes, 32 * mebi);
+  assert.ok((await methods(csi)).includes('NodeGetVolumeStats'));
   await csi.event(namespace, 'grows', ({ reason }) => reason === 'FileSystemResizeSuccessful');
   await remove(csi, 'grows');
 }
