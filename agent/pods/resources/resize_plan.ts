@@ -122,8 +122,17 @@ export function resizeConditions(
 
 type Told = PodCondition & { observedGeneration?: number };
 
-/** What another run of the agent had told, where it left no record of the pod's resize. */
-export function stateFromStatus(status: PodStatus | undefined): ResizeState | undefined {
-  const progress = status?.conditions?.find(({ type }) => type === 'PodResizeInProgress') as Told | undefined;
-  return progress === undefined ? undefined : { progress: { generation: progress.observedGeneration ?? 0 } };
+/** What another run of the agent had told. */
+export function stateFromStatus(status: PodStatus | undefined): ResizeState {
+  const told = (wanted: string) =>
+    status?.conditions?.find(({ type }) => type === wanted) as Told | undefined;
+  const [progress, open] = [told('PodResizeInProgress'), told('PodResizePending')];
+  const generation = (one: Told) => one.observedGeneration ?? 0;
+  const reason = open?.reason === 'Deferred' || open?.reason === 'Infeasible' ? open.reason : undefined;
+  return {
+    ...(progress === undefined ? {} : { progress: { generation: generation(progress) } }),
+    ...(open === undefined || reason === undefined
+      ? {}
+      : { pending: { reason, message: open.message ?? '', generation: generation(open) } }),
+  };
 }

@@ -49,6 +49,8 @@ interface Entry {
   wanted: Pod;
   given: Allocation;
   pending: ResizeState['pending'];
+  /** `pending` is this agent's judgement, not that of the one before. */
+  judged: boolean;
   since: number | undefined;
 }
 
@@ -76,6 +78,7 @@ export function makeResizer(options: ResizerOptions): Resizer {
       const generation = generationOf(wanted);
       const before = entry.pending;
       entry.pending = { reason, message, generation };
+      entry.judged = true;
       entry.since ??= options.now();
       if (before?.reason !== reason || before.generation !== generation)
         tell(
@@ -109,9 +112,9 @@ export function makeResizer(options: ResizerOptions): Resizer {
   function retry(): void {
     if (!options.ready()) return;
     const open = [...entries.values()].filter(
-      ({ wanted, given, pending }) =>
+      ({ wanted, given, pending, judged }) =>
         !isAllocated(wanted, given) &&
-        !(pending?.reason === 'Infeasible' && pending.generation === generationOf(wanted)),
+        !(judged && pending?.reason === 'Infeasible' && pending.generation === generationOf(wanted)),
     );
     for (const { pod } of inTurn(open.map((one) => ({ ...one, pod: one.wanted })))) {
       const entry = entries.get(uidOf(pod));
@@ -125,16 +128,20 @@ export function makeResizer(options: ResizerOptions): Resizer {
       const known = pod.status?.startTime !== undefined;
       const record = known ? readAllocation(kubeletDir, uid) : undefined;
       const given = record?.allocation ?? (known ? allocationFromStatus(pod, pod.status) : allocationOf(pod));
-      entries.set(uid, { wanted: pod, given, pending: undefined, since: undefined });
-      const progress: ResizeState | undefined =
-        record === undefined
-          ? known
-            ? stateFromStatus(pod.status)
-            : undefined
-          : record.completed
-            ? undefined
-            : { progress: { generation: record.generation } };
-      return { pod: withAllocation(pod, given), ...(progress === undefined ? {} : { resize: progress }) };
+      const told = known ? stateFromStatus(pod.status) : {};
+      // Still told until it is judged anew: it shall not flicker.
+      const pending = isAllocated(pod, given) ? undefined : told.pending;
+      entries.set(uid, { wanted: pod, given, pending, judged: false, since: undefined });
+      const recorded = record && (record.completed ? undefined : { generation: record.generation });
+      const progress = record === undefined ? told.progress : recorded;
+      const resize: ResizeState = {
+        ...(progress === undefined ? {} : { progress }),
+        ...(pending === undefined ? {} : { pending }),
+      };
+      return {
+        pod: withAllocation(pod, given),
+        ...(progress === undefined && pending === undefined ? {} : { resize }),
+      };
     },
     update(pod) {
       const uid = uidOf(pod);
