@@ -97,9 +97,10 @@ export function makeContainerEnds(context: Context, launches: Launches): Contain
     // Is looked at once it is launched.
     if (isUnlaunched(record)) return Promise.resolve();
     return oneAtATime.run(id, async () => {
-      await starting.get(id);
       const exit = await readExit(folders.exits, id);
       if (exit === undefined) return;
+      // Asked for after the file was there: it may have been started, and have ended, while the file was looked for.
+      await starting.get(id);
       const [files, kills] = await Promise.all([
         readdir(folders.container(id).bundle).catch((): string[] => []),
         cgroups.oomKills(record.cgroup),
