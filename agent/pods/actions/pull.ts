@@ -50,6 +50,7 @@ export async function ensureImage(
       tell(context, wanted.name, 'Warning', 'InspectFailed', text);
     }
     tell(context, name, 'Warning', 'Failed', `Error: ${reason}`);
+    const failed = wanted.image;
     return (memory) => {
       const before = memory.images[name];
       const failure = failedAgain(
@@ -59,7 +60,13 @@ export async function ensureImage(
         context.clock.now(),
         imageBackoff,
       );
-      return { ...memory, images: { ...memory.images, [name]: { attempt, image, failure } } };
+      return {
+        ...memory,
+        images: {
+          ...memory.images,
+          [name]: { attempt, image, failure, ...(failed === image ? {} : { failed }) },
+        },
+      };
     };
   }
 }

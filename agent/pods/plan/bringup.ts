@@ -205,12 +205,12 @@ export function bringUp(input: BringUpInput): BringUp {
 
   function fetch(container: PodContainer, attempt: number): boolean {
     const { name } = container;
-    const failure = imageOf(container)?.failure;
+    const { failure, failed = container.image } = imageOf(container) ?? {};
     if (failure !== undefined) {
       failing = true;
       const backOff = !['ErrImageNeverPull', 'InvalidImageName'].includes(failure.reason);
       if (backOff && now >= Math.min(failure.at + showPullErrorMs, failure.retryAt)) {
-        const text = `Back-off pulling image "${container.image}"`;
+        const text = `Back-off pulling image "${failed}"`;
         waiting.set(name, {
           reason: 'ImagePullBackOff',
           message: `${text}: ${failure.reason}: ${failure.message}`,

@@ -17,6 +17,8 @@ export interface ImageMemory {
   readonly imageId?: string;
   /** Ids of the images that it mounts, by their references. */
   readonly volumeImages?: Readonly<Record<string, string>>;
+  /** The reference that `failure` is about, where it is one that the container mounts. */
+  readonly failed?: string;
   readonly failure?: Failure;
 }
 

@@ -127,6 +127,16 @@ test('a failed pull shows its error, then the back-off, and is tried again', () 
   assert.deepEqual(keys(at(6000).actions), ['note note/app/BackOff', 'note note/app/Failed']);
   assert.equal(at(6000).wakeAt, now + 10_000);
   assert.ok(keys(at(10_000).actions).includes('image image/app'));
+  const mounted = planned(
+    makePod(),
+    { sandboxes: [makeSandbox('s0')], containers: [] },
+    { ...up, images: { app: { attempt: 0, failure, failed: 'data:1' } } },
+    { now: now + 6000 },
+  );
+  assert.equal(
+    mounted.status.containerStatuses?.[0]?.state?.waiting?.message,
+    'Back-off pulling image "data:1": ErrImagePull: not found',
+  );
 });
 
 test('what an image can never be is not called a back-off', () => {
