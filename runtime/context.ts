@@ -1,14 +1,15 @@
 /** What all parts of the runtime work with: where things lie, what the host offers, which programs run. */
-import { accessSync, constants, readFileSync } from 'node:fs';
-import { delimiter, isAbsolute, join } from 'node:path';
+import { accessSync, constants, readFileSync, realpathSync } from 'node:fs';
+import { basename, delimiter, dirname, isAbsolute, join } from 'node:path';
 import type { Cni } from '../cni/network.ts';
 import type { EmbeddedImages } from '../images/service.ts';
 import type { ContainerEvent, PodSandboxMetadata } from './api.ts';
 import type { CdiRegistry } from './cdi/registry.ts';
 import type { Cgroups } from './host/cgroups.ts';
 import type { Clock } from './host/clock.ts';
-import { KeelsonError } from './host/errors.ts';
+import { isError, KeelsonError } from './host/errors.ts';
 import type { Logger } from './host/log.ts';
+import { type MountView, makeMountView } from './monitor/view.ts';
 import { missingProgram } from './oci/conmon.ts';
 import { makeOciRuntime, type OciRuntime } from './oci/runc.ts';
 import { capabilitiesIn } from './oci/security.ts';
@@ -107,8 +108,9 @@ export function makePrograms(options: {
   readonly conmon: string;
   readonly folders: Folders;
   readonly systemdCgroup: boolean;
+  readonly view?: MountView;
 }): Programs {
-  const { handlers, folders, systemdCgroup } = options;
+  const { handlers, folders, systemdCgroup, view } = options;
   const paths = new Map<string, string>();
   const runtimes = new Map<string, OciRuntime>();
   const locate = (program: string): string => {
@@ -127,10 +129,13 @@ export function makePrograms(options: {
         hint: `this node has ${Object.keys(handlers).join(', ')}; see the pod's runtimeClassName`,
       });
     }
+    const path = locate(entry.path);
     const runtime = makeOciRuntime({
-      path: locate(entry.path),
+      path,
       root: folders.ociRoot(handler),
       systemdCgroup,
+      // Wrappers and virtual machines may look anywhere.
+      view: ['runc', 'crun'].includes(basename(path)) ? view : undefined,
     });
     runtimes.set(handler, runtime);
     return runtime;
@@ -152,6 +157,29 @@ export function makePrograms(options: {
       return errors;
     },
   };
+}
+
+/** Undefined, with a line in the log, where the host does not let us have one: then the host's own mounts are used. */
+export function openMountView(
+  { runDir, data }: Folders,
+  handlers: Readonly<Record<string, { readonly path: string }>>,
+  further: readonly string[],
+  log: Logger,
+): MountView | undefined {
+  const nsenter = findProgram('nsenter');
+  if (nsenter === undefined) return undefined;
+  const programs = Object.values(handlers).flatMap(({ path }) => findProgram(path) ?? []);
+  try {
+    const folders = [runDir, data, ...programs.map((path) => dirname(realpathSync(path))), ...further];
+    return makeMountView(folders, nsenter);
+  } catch (error) {
+    if (!isError(error, 'SYSCALL_FAILED')) throw error;
+    log.warn(
+      { err: error },
+      'OCI runtimes see all mounts of the host: starts take longer where there are many',
+    );
+    return undefined;
+  }
 }
 
 /** Looks at the host once. `cgroupRoot` is where the cgroup tree is mounted. */

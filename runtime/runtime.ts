@@ -19,7 +19,7 @@ import { makeCdiRegistry } from './cdi/registry.ts';
 import { makeCheckpoint } from './checkpoint/checkpoint.ts';
 import { makeContainers } from './container.ts';
 import { makeContainerEnds } from './container_end.ts';
-import { type Context, layOut, makePrograms, readBootId, readHostFacts } from './context.ts';
+import { type Context, layOut, makePrograms, openMountView, readBootId, readHostFacts } from './context.ts';
 import { watchExits } from './exits.ts';
 import { detectCgroups } from './host/cgroups.ts';
 import type { Clock } from './host/clock.ts';
@@ -65,6 +65,8 @@ export interface RuntimeOptions {
   readonly selinux?: boolean;
   /** Where the specifications of CDI devices lie; later folders win. Default: /etc/cdi and /var/run/cdi. */
   readonly cdiFolders?: readonly string[];
+  /** Folders besides its own from which mounts of containers come as a rule, as those of pods' volumes. */
+  readonly mountFolders?: readonly string[];
   /** Default: cgroupfs. */
   readonly cgroupDriver?: 'cgroupfs' | 'systemd';
   readonly version: string;
@@ -92,6 +94,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
   }
   const state = openState(options.db);
   const cgroups = detectCgroups();
+  const view = openMountView(folders, handlers, options.mountFolders ?? [], log);
   const listeners = new Set<(event: ContainerEvent) => void>();
   const warned = new Set<string>();
   const context: Context = {
@@ -106,6 +109,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       conmon: options.conmon ?? 'conmon',
       folders,
       systemdCgroup: cgroupDriver === 'systemd',
+      view,
     }),
     host: readHostFacts(cgroups.version),
     apparmor: makeAppArmor({ tempDir: folders.runDir }),
@@ -281,6 +285,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       await launches.close();
       await Promise.all([ends.settled(), sweeping, undoing]);
       pinner.close();
+      view?.close();
       closeSync(lock);
     },
   };

@@ -47,6 +47,7 @@ export async function openRuntime(
     handlers: keelson.runtimes,
     conmon: keelson.conmon,
     selinux: keelson.selinux,
+    mountFolders: [keelson.kubeletDir],
     cgroupDriver: config.cgroupDriver,
     version,
   });

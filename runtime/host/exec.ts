@@ -6,7 +6,7 @@ import { existsSync } from 'node:fs';
 import { constants } from 'node:os';
 import type { Readable } from 'node:stream';
 import { abortError, KeelsonError } from './errors.ts';
-import { type Spawned, spawn } from './spawn.ts';
+import { type Spawned, type SpawnOptions, spawn } from './spawn.ts';
 
 export interface ExecOptions {
   /** The whole environment of the program. Default: PATH and nothing else. */
@@ -29,6 +29,8 @@ export interface ExecOptions {
   readonly group?: boolean;
   /** A descriptor that the program gets as its descriptor 3; it may be closed here once `exec` has been called. */
   readonly answerTo?: number;
+  /** Calls the start itself, as in another namespace that the program gets. */
+  readonly within?: SpawnOptions['within'];
   /** Exit codes that are not an error. Default [0]; 'any' for all. */
   readonly okCodes?: readonly number[] | 'any';
 }
@@ -155,6 +157,7 @@ function start(program: string, args: readonly string[], options: ExecOptions, g
       input: options.input !== undefined,
       answer: options.answerTo ?? false,
       group,
+      within: options.within,
     });
   } catch (error) {
     const errno = error instanceof KeelsonError ? error.details['errno'] : undefined;

@@ -17,6 +17,8 @@ export interface SpawnOptions {
   readonly more?: readonly ('from' | 'to')[];
   /** A session, and so a process group, of its own. */
   readonly group: boolean;
+  /** Calls the start itself, as in another namespace that the program gets. */
+  readonly within?: <T>(start: () => T) => T;
 }
 
 export interface Spawned {
@@ -83,12 +85,14 @@ export function spawn(program: string, args: readonly string[], options: SpawnOp
     for (const { way, ends } of more) descriptors.push(ends[way === 'from' ? 1 : 0]);
     // Before the start: a program that ends at once must find somebody listening.
     if (process.listenerCount('SIGCHLD', reapEnded) === 0) process.on('SIGCHLD', reapEnded);
-    const pid = spawnProcess(program, [program, ...args], {
-      env: Object.entries(options.env).map(([name, value]) => `${name}=${value}`),
-      cwd: options.cwd,
-      descriptors,
-      session: options.group,
-    });
+    const start = () =>
+      spawnProcess(program, [program, ...args], {
+        env: Object.entries(options.env).map(([name, value]) => `${name}=${value}`),
+        cwd: options.cwd,
+        descriptors,
+        session: options.group,
+      });
+    const pid = options.within === undefined ? start() : options.within(start);
     const ended = new Promise<End>((resolve) => running.set(pid, resolve));
     lookout ??= setInterval(reapEnded, lookoutMs);
     const theirs = more.map(({ way, ends }) => ends[way === 'from' ? 1 : 0]);

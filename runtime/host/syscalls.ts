@@ -149,26 +149,41 @@ export async function mountAside(...args: Parameters<typeof mount>): Promise<voi
   mount(...args);
 }
 
+const AT_FDCWD = -100;
+const AT_EMPTY_PATH = 0x1000;
+const AT_RECURSIVE = 0x8000;
+
+/**
+ * A copy of the mount at `path`, `recursive`: with those below it, as a descriptor that is closed on exec: open_tree(2),
+ * Linux 5.2. It is mounted nowhere until `attachMount`, and goes with its descriptor where that never happens. Throws
+ * SYSCALL_FAILED with `details.errno`.
+ */
+export function copyMount(path: string, { recursive }: { readonly recursive: boolean }): number {
+  const OPEN_TREE = 428;
+  const OPEN_TREE_CLONE_CLOEXEC = 1 | 0o2000000;
+  const flags = OPEN_TREE_CLONE_CLOEXEC | (recursive ? AT_RECURSIVE : 0);
+  return check(Number(c.openTree(OPEN_TREE, AT_FDCWD, path, flags)), `open_tree ${path}`);
+}
+
+/** Mounts what `copyMount` gave at `target`, links of which are followed: move_mount(2). */
+export function attachMount(tree: number, target: string): void {
+  const MOVE_MOUNT = 429;
+  const F_EMPTY_PATH_T_SYMLINKS = 0x4 | 0x10;
+  const moved = c.moveMount(MOVE_MOUNT, tree, '', AT_FDCWD, target, F_EMPTY_PATH_T_SYMLINKS);
+  check(Number(moved), `mount a copy on ${target}`);
+}
+
 /**
  * Mounts the folder `source` (that mount only) at `target`, read-only, with ids as the user namespace at the path
  * `userNamespace` sees them (mount_setattr(2), "ID-mapped mounts"; Linux 5.12).
  */
 export function mountShifted(source: string, target: string, userNamespace: string): void {
-  const OPEN_TREE = 428;
-  const MOVE_MOUNT = 429;
   const MOUNT_SETATTR = 442;
-  const AT_FDCWD = -100;
-  const OPEN_TREE_CLONE_CLOEXEC = 1 | 0o2000000;
-  const AT_EMPTY_PATH = 0x1000;
-  const MOVE_MOUNT_F_EMPTY_PATH = 4;
   const MOUNT_ATTR_RDONLY = 1n;
   const MOUNT_ATTR_IDMAP = 0x100000n;
   const namespace = openSync(userNamespace, 'r');
   try {
-    const tree = check(
-      Number(c.openTree(OPEN_TREE, AT_FDCWD, source, OPEN_TREE_CLONE_CLOEXEC)),
-      `open_tree ${source}`,
-    );
+    const tree = copyMount(source, { recursive: false });
     try {
       // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
       const attributes = Buffer.from(
@@ -178,10 +193,7 @@ export function mountShifted(source: string, target: string, userNamespace: stri
         Number(c.mountSetattr(MOUNT_SETATTR, tree, '', AT_EMPTY_PATH, attributes, attributes.length)),
         `shift the ids of ${source}`,
       );
-      check(
-        Number(c.moveMount(MOVE_MOUNT, tree, '', AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH)),
-        `mount ${source} on ${target}`,
-      );
+      attachMount(tree, target);
     } finally {
       c.close(tree);
     }
@@ -306,7 +318,6 @@ export function hasWriter(fd: number): boolean {
 
 /** utimensat(2) without following links, one time since the epoch for both. */
 export function setTimes(path: SyscallPath, seconds: number, nanoseconds: number): void {
-  const AT_FDCWD = -100;
   const AT_SYMLINK_NOFOLLOW = 0x100;
   fillTimes(seconds, nanoseconds);
   check(c.utimensat(AT_FDCWD, terminated(path), timesAddress, AT_SYMLINK_NOFOLLOW), `set times of ${path}`);

@@ -14,7 +14,7 @@ import type { ProcessStreams } from '../streaming/types.ts';
 import { onAbort, pump } from './pump.ts';
 
 export interface ExecOptions {
-  readonly runtime: Pick<OciRuntime, 'path' | 'globalArgs' | 'callArgs' | 'execArgs'>;
+  readonly runtime: Pick<OciRuntime, 'path' | 'callArgs' | 'execArgs' | 'view'>;
   readonly id: string;
   readonly bundle: string;
   readonly command: readonly string[];
@@ -33,7 +33,7 @@ export async function execOnPipes(options: ExecOptions): Promise<number> {
   try {
     const what = await runtime.execArgs({ id, bundle: options.bundle, command, specFile });
     const args = [...runtime.callArgs, `--log=${log}`, '--log-format=json', 'exec', ...what];
-    const child = start(runtime.path, args, stdin !== undefined);
+    const child = start(runtime, args, stdin !== undefined);
     const output = Promise.all([pump(child.stdout, stdout, true), pump(child.stderr, stderr, true)]);
     // What comes after the command has closed its input is thrown away.
     if (stdin !== undefined && child.stdin !== undefined) void pump(stdin, child.stdin, false);
@@ -79,10 +79,10 @@ export async function untilLeft<T>(
   }
 }
 
-function start(path: string, args: readonly string[], input: boolean): Spawned {
+function start({ path, view }: ExecOptions['runtime'], args: readonly string[], input: boolean): Spawned {
   const env = { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin' };
   try {
-    return spawn(path, args, { env, input, answer: false, group: true });
+    return spawn(path, args, { env, input, answer: false, group: true, within: view?.within });
   } catch (error) {
     throw new KeelsonError('EXEC_FAILED', `cannot start ${path}`, { cause: error });
   }

@@ -114,13 +114,12 @@ function terminalSpec({ bundle, command }: TerminalOptions, size: TerminalSize |
 }
 
 function start({ runtime, conmon, id, temporaryDir }: TerminalOptions, folder: string): Spawned {
-  const runtimeArgs = [...runtime.globalArgs, `--log=${runtimeLog(folder)}`, '--log-format=json'];
+  const runtimeArgs = [...runtime.callArgs, `--log=${runtimeLog(folder)}`, '--log-format=json'];
   const args = [
     ...['--api-version', '1', '--exec', '--exec-attach', '--terminal', '--stdin', '--leave-stdin-open'],
     ...['--cid', id, '--cuuid', id, '--runtime', runtime.path, '--bundle', folder, '--full-attach'],
     ...['--exec-process-spec', join(folder, 'process.json'), '--container-pidfile', join(folder, 'pid')],
     ...['--log-path', 'off', '--log-level', 'error'],
-    ...(runtime.callArgs.includes('--systemd-cgroup') ? ['--systemd-cgroup'] : []),
     ...runtimeArgs.flatMap((arg) => ['--runtime-arg', arg]),
   ];
   const env = {

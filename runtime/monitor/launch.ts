@@ -6,8 +6,10 @@
  * names no process is one that was not launched, or not to the end: the next start launches it.
  */
 import { readdir, rm } from 'node:fs/promises';
-import { join } from 'node:path';
-import type { Context } from '../context.ts';
+import { join, relative } from 'node:path';
+import type { ContainerConfig } from '../api.ts';
+import { wantedCdiDevices } from '../cdi/registry.ts';
+import type { Context, Folders } from '../context.ts';
 import { abortError, describe, isError, KeelsonError } from '../host/errors.ts';
 import { logPathOf } from '../oci/bundle.ts';
 import { type MonitorOptions, startMonitor } from '../oci/conmon.ts';
@@ -108,7 +110,7 @@ export function makeLaunches(context: Context, onLaunched: (id: string) => void)
 
 /** Throws FAILED_PRECONDITION where the sandbox has gone. */
 function optionsOf(context: Context, { id, sandboxId, config }: ContainerRecord): MonitorOptions {
-  const { state, folders, programs, cgroupDriver } = context;
+  const { state, folders, programs } = context;
   const sandbox = state.sandboxes.get(sandboxId);
   if (sandbox === undefined) throw new KeelsonError('FAILED_PRECONDITION', `sandbox ${sandboxId} is gone`);
   return {
@@ -121,9 +123,26 @@ function optionsOf(context: Context, { id, sandboxId, config }: ContainerRecord)
     tty: config.tty ?? false,
     stdin: config.stdin ?? false,
     stdinOnce: config.stdinOnce ?? false,
-    systemdCgroup: cgroupDriver === 'systemd',
     runtime: programs.runtimeFor(sandbox.handler),
+    mountsAt: mountsNeeded(folders, sandboxId, config),
   };
+}
+
+/**
+ * Where the container has mounts to start from, besides its bundle; undefined where that cannot be said: mounts that go on
+ * to be shared with the host, whatever holds keelson's own folders, and devices whose vendors' hooks look around. Pure.
+ */
+export function mountsNeeded(
+  { runDir, data, sandbox }: Pick<Folders, 'runDir' | 'data' | 'sandbox'>,
+  sandboxId: string,
+  { mounts, cdiDevices = [], annotations }: Pick<ContainerConfig, 'mounts' | 'cdiDevices' | 'annotations'>,
+): readonly string[] | undefined {
+  const sources = mounts.filter(({ image }) => image === undefined);
+  const holdsOurs = ({ hostPath }: { readonly hostPath: string }) =>
+    [runDir, data].some((folder) => !relative(hostPath, folder).startsWith('..'));
+  if (wantedCdiDevices(cdiDevices, annotations).length > 0) return undefined;
+  if (sources.some((mount) => mount.propagation !== 'private' || holdsOurs(mount))) return undefined;
+  return [sandbox(sandboxId), ...sources.map(({ hostPath }) => hostPath)];
 }
 
 /** `work`, or an error as soon as `signal` is aborted; the work goes on. */

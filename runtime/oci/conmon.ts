@@ -5,7 +5,7 @@
  * Files in the bundle that conmon makes: `ctl` and `winsz` (fifos), `attach` (socket), `oom` (when memory ran out),
  * `pid` (by the OCI runtime), `conmon.pid`; outside: `<exits>/<id>` with the exit code.
  */
-import { closeSync, statSync, watch } from 'node:fs';
+import { close, closeSync, statSync, watch } from 'node:fs';
 import { chmod } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import type { Readable } from 'node:stream';
@@ -28,8 +28,9 @@ export interface MonitorOptions {
   readonly tty: boolean;
   readonly stdin: boolean;
   readonly stdinOnce: boolean;
-  readonly systemdCgroup: boolean;
-  readonly runtime: Pick<OciRuntime, 'path' | 'globalArgs'>;
+  readonly runtime: Pick<OciRuntime, 'path' | 'callArgs' | 'view'>;
+  /** What is mounted there, or below, is needed to create the container; undefined: it takes all of the host's mounts. */
+  readonly mountsAt?: readonly string[];
 }
 
 export interface Monitored {
@@ -51,16 +52,17 @@ function runtimeLog(bundle: string): string {
   return join(bundle, 'runtime.log');
 }
 
-/** Pure. */
-export function monitorArguments(options: MonitorOptions): string[] {
+/** Pure. `entry`: a program with its arguments that runs another one. */
+export function monitorArguments(options: MonitorOptions, entry: readonly string[] = []): string[] {
   const { id, bundle, runtime } = options;
-  const runtimeArgs = [...runtime.globalArgs, `--log=${runtimeLog(bundle)}`, '--log-format=json'];
+  const create = [runtime.path, ...runtime.callArgs, `--log=${runtimeLog(bundle)}`, '--log-format=json'];
+  const [program, ...runtimeArgs] = [...entry, ...create];
   return [
     ['--api-version', '1'],
     ['--cid', id],
     ['--cuuid', id],
     ['--name', options.name],
-    ['--runtime', runtime.path],
+    ['--runtime', program!],
     ['--bundle', bundle],
     ['--container-pidfile', join(bundle, 'pid')],
     ['--conmon-pidfile', monitorPidFile(bundle)],
@@ -74,7 +76,6 @@ export function monitorArguments(options: MonitorOptions): string[] {
     options.tty ? ['--terminal'] : [],
     options.stdin ? ['--stdin'] : [],
     options.stdin && !options.stdinOnce ? ['--leave-stdin-open'] : [],
-    options.systemdCgroup ? ['--systemd-cgroup'] : [],
     runtimeArgs.flatMap((arg) => ['--runtime-arg', arg]),
   ].flat();
 }
@@ -91,10 +92,11 @@ export async function startMonitor(
 ): Promise<Monitored> {
   const { bundle } = options;
   const line = makeLine(bundle);
+  const view = viewFor(options);
   let answer: Promise<string> = Promise.resolve('');
   let started: Promise<unknown> = Promise.resolve();
   try {
-    started = exec(conmon, monitorArguments(options), {
+    started = exec(conmon, monitorArguments(options, view?.entry), {
       cwd: bundle,
       env: {
         PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin',
@@ -132,6 +134,27 @@ export async function startMonitor(
         cause: error,
       });
     }
+    throw error;
+  } finally {
+    if (view !== undefined) close(view.namespace);
+  }
+}
+
+/**
+ * How `create` gets into a view with the container's own mounts: nsenter(1), by a descriptor of ours, so that the
+ * namespace goes with the programs in it. Undefined where it takes the host's mounts: they are always right.
+ */
+function viewFor({
+  runtime,
+  bundle,
+  mountsAt,
+}: MonitorOptions): { entry: string[]; namespace: number } | undefined {
+  if (runtime.view === undefined || mountsAt === undefined) return undefined;
+  try {
+    const namespace = runtime.view.extend([bundle, ...mountsAt]);
+    return { entry: [runtime.view.nsenter, `--mount=/proc/${process.pid}/fd/${namespace}`], namespace };
+  } catch (error) {
+    if (isError(error, 'SYSCALL_FAILED')) return undefined;
     throw error;
   }
 }

@@ -6,18 +6,19 @@ import type { ExecSyncResult } from '../api.ts';
 import { describe, isError, KeelsonError } from '../host/errors.ts';
 import { type ExecResult, exec } from '../host/exec.ts';
 import { processSpec } from '../io/process_spec.ts';
+import type { MountView } from '../monitor/view.ts';
 import { identify, readPidFile, signalProcess } from '../processes.ts';
 import { featuresOfVersion, noFeatures, type OciFeatures, parseFeatures } from './features.ts';
 
 export interface OciRuntime {
   /** Absolute path of the program. */
   readonly path: string;
-  /** The options before the verb that conmon must pass on, too. */
-  readonly globalArgs: readonly string[];
   /** Asked once; a runtime that does not answer has none. */
   features(): Promise<OciFeatures>;
-  /** The options before the verb of every call that keelson itself makes. */
+  /** The options before the verb of every call. */
   readonly callArgs: readonly string[];
+  /** Where it runs, unless it needs all of the host's mounts. */
+  readonly view: MountView | undefined;
   /**
    * What follows `exec` and its options, so that `command` runs as the container's own process does. `specFile` may be
    * written for it; removing that is the caller's.
@@ -76,12 +77,12 @@ export function makeOciRuntime(options: {
   readonly path: string;
   readonly root: string;
   readonly systemdCgroup: boolean;
+  readonly view?: MountView;
 }): OciRuntime {
-  const { path, root, systemdCgroup } = options;
-  const globalArgs = [`--root=${root}`];
-  const withDriver = systemdCgroup ? [...globalArgs, '--systemd-cgroup'] : globalArgs;
+  const { path, root, systemdCgroup, view } = options;
+  const callArgs = [`--root=${root}`, ...(systemdCgroup ? ['--systemd-cgroup'] : [])];
   const call = (args: readonly string[], signal?: AbortSignal): Promise<ExecResult> =>
-    exec(path, [...withDriver, ...args], { deadlineMs: callDeadlineMs, signal });
+    exec(path, [...callArgs, ...args], { deadlineMs: callDeadlineMs, signal, within: view?.within });
   const refusable = async (verb: 'pause' | 'resume', id: string) => {
     try {
       await call([verb, id]);
@@ -95,7 +96,6 @@ export function makeOciRuntime(options: {
   let asked: Promise<OciFeatures> | undefined;
   return {
     path,
-    globalArgs,
     features() {
       asked ??= askFeatures(path).then(
         (said) => said,
@@ -117,7 +117,8 @@ export function makeOciRuntime(options: {
         });
       }
     },
-    callArgs: withDriver,
+    callArgs,
+    view,
     async execArgs({ id, bundle, command, specFile }) {
       if (basename(path) === 'runc') return [id, ...command];
       // crun, for one, would run it as root.
@@ -141,7 +142,7 @@ export function makeOciRuntime(options: {
     },
     async runDetached(id, bundle, pidFile, signal) {
       const log = join(bundle, 'runtime.log');
-      const args = [...withDriver, `--log=${log}`, '--log-format=json', 'run', '--detach'];
+      const args = [...callArgs, `--log=${log}`, '--log-format=json', 'run', '--detach'];
       try {
         // The process keeps the standard streams of `run`: they must not be pipes that somebody reads to the end.
         await exec(
@@ -163,7 +164,7 @@ export function makeOciRuntime(options: {
     async checkpoint(id, { images, work, deadlineMs, signal }) {
       const where = [`--image-path=${images}`, `--work-path=${work}`];
       try {
-        await exec(path, [...withDriver, 'checkpoint', ...where, '--leave-running', id], {
+        await exec(path, [...callArgs, 'checkpoint', ...where, '--leave-running', id], {
           // criu lies in sbin, which services need not have on their PATH.
           env: { PATH: `${process.env['PATH'] ?? ''}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin` },
           deadlineMs,
@@ -181,9 +182,10 @@ export function makeOciRuntime(options: {
       }
     },
     async state(id) {
-      const result = await exec(path, [...withDriver, 'state', id], {
+      const result = await exec(path, [...callArgs, 'state', id], {
         deadlineMs: callDeadlineMs,
         okCodes: 'any',
+        within: view?.within,
       });
       if (result.code !== 0) return undefined;
       return /"status":\s*"(\w+)"/.exec(result.stdout.toString('utf8'))?.[1];
@@ -208,13 +210,14 @@ export function makeOciRuntime(options: {
       try {
         const what = await this.execArgs({ id, bundle, command, specFile });
         const args = [`--log=${log}`, '--log-format=json', 'exec', `--pid-file=${pidFile}`, ...what];
-        const result = await exec(path, [...withDriver, ...args], {
+        const result = await exec(path, [...callArgs, ...args], {
           deadlineMs: longestExecMs,
           // TERM, which the runtime hands on: killed at once it could not say any more whom it has just started.
           killAfterMs: 1000,
           maxOutput: execOutput,
           onOverflow: 'discard',
           okCodes: 'any',
+          within: view?.within,
           signal: signal === undefined ? cancel.signal : AbortSignal.any([signal, cancel.signal]),
         });
         const complaint = result.code === 0 ? undefined : lastError(await readText(log));

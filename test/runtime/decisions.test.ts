@@ -238,8 +238,7 @@ test("conmon's arguments", () => {
     tty: false,
     stdin: false,
     stdinOnce: false,
-    systemdCgroup: false,
-    runtime: { path: '/runc', globalArgs: ['--root=/r'] },
+    runtime: { path: '/runc', callArgs: ['--root=/r', '--systemd-cgroup'], view: undefined },
   };
   const has = (changes: Partial<typeof base>, ...wanted: string[]) => {
     const args = monitorArguments({ ...base, ...changes });
@@ -249,7 +248,10 @@ test("conmon's arguments", () => {
   assert.ok(!has({}, '--terminal') && has({ tty: true }, '--terminal'));
   assert.ok(has({ stdin: true }, '--stdin', '--leave-stdin-open'));
   assert.ok(!has({ stdin: true, stdinOnce: true }, '--leave-stdin-open'));
-  assert.ok(has({ systemdCgroup: true }, '--systemd-cgroup'));
+  const entered = monitorArguments(base, ['/nsenter', '--mount=/m']);
+  assert.equal(entered[entered.indexOf('--runtime') + 1], '/nsenter');
+  const given = entered.filter((_, index) => entered[index - 1] === '--runtime-arg');
+  assert.deepEqual(given.slice(0, 4), ['--mount=/m', '/runc', '--root=/r', '--systemd-cgroup']);
   assert.ok(monitorArguments({ ...base, logPath: undefined }).includes('off'));
 });
 
