@@ -40,8 +40,13 @@ const spoolLimit = 1000;
 const mostRefusals = 12;
 const longestMessage = 4096;
 const longestName = 253;
-/** How long the first event waits. */
+/**
+ * Events are written when none has come for so long, but no later than `longestBehindMs` after the first one: they go behind
+ * the work that they tell of, since a start of many pods wants the machine and the apiserver for itself.
+ */
 const behindMs = 500;
+/** Nobody waits longer for an event than that; for a warning no longer than `behindMs`. */
+const longestBehindMs = 5000;
 const retry = { baseMs: 1000, maxMs: 30_000 };
 
 /** A record on its way, and the name that it has at the apiserver. */
@@ -70,6 +75,9 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
   const { signal } = controller;
   let queue: EventRecord[] = [];
   let lastName = 0n;
+  /** Monotonic, in milliseconds. */
+  let newestAt = 0;
+  let warned = false;
   /** Since the apiserver took one last. */
   let dropped = 0;
   const counts = { written: 0, full: 0, refused: 0, rate: 0 };
@@ -92,6 +100,8 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
     if (state.queued) return; // Its count has grown; it is written once.
     state.queued = true;
     queue.push(record);
+    newestAt = clock.monotonic();
+    warned ||= record.occurrence.type === 'Warning';
     if (queue.length > spoolLimit) {
       posted.get(queue.shift()!)!.queued = false;
       counts.full++;
@@ -102,10 +112,19 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
     });
   }
 
+  async function untilCalm(): Promise<void> {
+    const begun = clock.monotonic();
+    for (let now = begun; !signal.aborted; now = clock.monotonic()) {
+      const calmAt = warned ? begun + behindMs : Math.min(newestAt + behindMs, begun + longestBehindMs);
+      if (now >= calmAt) return;
+      await sleep(clock, Math.min(calmAt - now, behindMs), signal).catch(() => {});
+    }
+  }
+
   async function write(): Promise<void> {
     let failures = 0;
-    // Behind the work that they tell of: a start of many pods wants the machine for itself.
-    await sleep(clock, behindMs, signal).catch(() => {});
+    await untilCalm();
+    warned = false;
     while (queue.length > 0 && !signal.aborted) {
       const waitMs = bucket?.reserve(clock.monotonic()) ?? 0;
       if (waitMs > 0) await sleep(clock, waitMs, signal).catch(() => {});

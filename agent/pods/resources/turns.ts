@@ -7,10 +7,11 @@ import type { Clock } from '../../../runtime/host/clock.ts';
 
 export interface Turns {
   /**
-   * Does `work` when it is its turn, first come, first served. Who is aborted waits no longer: `work` finds out by itself.
-   * Work that takes long (a plugin that hangs, a slow disk) makes room for the next before it is done.
+   * Does `work` when it is its turn: first what finishes something (`finishes`), else first come, first served. Who is
+   * aborted waits no longer: `work` finds out by itself. Work that takes long (a plugin that hangs, a slow disk) makes
+   * room for the next before it is done.
    */
-  run<T>(work: () => Promise<T>, signal: AbortSignal): Promise<T>;
+  run<T>(work: () => Promise<T>, signal: AbortSignal, finishes?: boolean): Promise<T>;
 }
 
 /** After so many milliseconds it is somebody else's turn, too. */
@@ -18,19 +19,22 @@ const patienceMs = 2000;
 
 export function makeTurns(clock: Clock, places: number): Turns {
   let taken = 0;
-  /** In order; each takes the place that it is given. */
-  const waiting = new Set<() => void>();
+  /** In order, those that finish something in front; each takes the place that it is given. */
+  const finishing = new Set<() => void>();
+  const beginning = new Set<() => void>();
 
   function giveBack(): void {
     taken--;
     if (taken >= places) return;
-    for (const next of waiting) {
-      next();
-      return;
+    for (const waiting of [finishing, beginning]) {
+      for (const next of waiting) {
+        next();
+        return;
+      }
     }
   }
 
-  function takePlace(signal: AbortSignal): Promise<void> | undefined {
+  function takePlace(signal: AbortSignal, waiting: Set<() => void>): Promise<void> | undefined {
     if (taken < places || signal.aborted) {
       taken++;
       return undefined;
@@ -48,8 +52,8 @@ export function makeTurns(clock: Clock, places: number): Turns {
   }
 
   return {
-    async run(work, signal) {
-      const wait = takePlace(signal);
+    async run(work, signal, finishes = false) {
+      const wait = takePlace(signal, finishes ? finishing : beginning);
       if (wait !== undefined) await wait;
       let held = true;
       const end = () => {

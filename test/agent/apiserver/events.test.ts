@@ -167,3 +167,55 @@ test('without a client events are only logged', async () => {
   assert.equal(recorder.pending, 0);
   await recorder.close();
 });
+
+/** A clock that stands still but for `pass`, which lets what is due happen. */
+function slowClock() {
+  let elapsed = 0;
+  const timers = new Set<{ readonly at: number; readonly callback: () => void }>();
+  return {
+    now: () => 1_700_000_000_000 + elapsed,
+    monotonic: () => elapsed,
+    after(ms: number, callback: () => void) {
+      const timer = { at: elapsed + ms, callback };
+      timers.add(timer);
+      return () => void timers.delete(timer);
+    },
+    async pass(ms: number) {
+      elapsed += ms;
+      for (const timer of [...timers]) {
+        if (timer.at > elapsed || !timers.delete(timer)) continue;
+        timer.callback();
+      }
+      await new Promise((resolve) => setImmediate(resolve));
+    },
+  };
+}
+
+test('events wait until no more come, but not for long, and warnings hardly at all', async (t) => {
+  const written: string[] = [];
+  const client = {
+    create: async (_: string, { reason }: { reason: string }) => {
+      written.push(reason);
+    },
+  } as unknown as NonNullable<Parameters<typeof makeEventRecorder>[0]['client']>;
+  const clock = slowClock();
+  const recorder = makeEventRecorder({ client, host: 'n', clock, log: silent });
+  t.after(() => recorder.close());
+  const one = (type: 'Normal' | 'Warning', reason: string) => recorder.event(pod, type, reason, reason);
+  one('Normal', 'alone');
+  await clock.pass(499);
+  assert.deepEqual(written, []);
+  await clock.pass(1);
+  assert.deepEqual(written, ['alone']);
+  for (let ms = 0; ms < 5000; ms += 250) {
+    one('Normal', `n${ms}`);
+    await clock.pass(250);
+    if (ms < 4750) assert.equal(written.length, 1, `after ${ms} ms more are still coming`);
+  }
+  assert.equal(written.length, 21);
+  one('Normal', 'before');
+  await clock.pass(250);
+  one('Warning', 'bad');
+  await clock.pass(250);
+  assert.deepEqual(written.slice(21), ['before', 'bad']);
+});

@@ -24,12 +24,16 @@ function makeLab(places: number) {
   const clock = stoppedClock();
   const turns = makeTurns(clock, places);
   const begun: string[] = [];
-  const begin = (name: string, signal = new AbortController().signal) => {
+  const begin = (name: string, signal = new AbortController().signal, finishes = false) => {
     const { promise, resolve, reject } = Promise.withResolvers<string>();
-    const done = turns.run(() => {
-      begun.push(name);
-      return promise;
-    }, signal);
+    const done = turns.run(
+      () => {
+        begun.push(name);
+        return promise;
+      },
+      signal,
+      finishes,
+    );
     return { done, end: () => resolve(name), fail: () => reject(new Error(name)) };
   };
   return { clock, begun, begin };
@@ -94,4 +98,16 @@ test('who is aborted does not wait, and leaves the others their order', async ()
   assert.deepEqual(begun, ['a', 'b', 'c']);
   c.end();
   await c.done;
+});
+
+test('what finishes something goes before what begins something', async () => {
+  const { begun, begin } = makeLab(1);
+  const { signal } = new AbortController();
+  const all = [begin('a'), begin('b'), begin('c'), begin('A', signal, true), begin('B', signal, true)];
+  for (const { done, end } of [all[0]!, all[3]!, all[4]!, all[1]!, all[2]!]) {
+    end();
+    await done;
+    await turn();
+  }
+  assert.deepEqual(begun, ['a', 'A', 'B', 'b', 'c']);
 });
