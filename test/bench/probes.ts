@@ -116,7 +116,7 @@ async function main(): Promise<void> {
       ['exec', 0],
     ] as const) {
       const child = fork(import.meta.filename, ['measure', kind, String(port)], {
-        execArgv: ['--max-semi-space-size=2', '--disable-warning=ExperimentalWarning'],
+        execArgv: ['--max-semi-space-size=8', '--disable-warning=ExperimentalWarning'],
       });
       figures[kind] = await new Promise((resolve, reject) => {
         child.once('message', resolve);
