@@ -14,6 +14,7 @@ import { missingProgram } from './oci/conmon.ts';
 import { makeOciRuntime, type OciRuntime } from './oci/runc.ts';
 import { capabilitiesIn } from './oci/security.ts';
 import type { HostFacts } from './oci/spec.ts';
+import type { makeAccounts } from './oci/user.ts';
 import type { ContainerFolders } from './rootfs.ts';
 import type { AppArmor } from './security/apparmor.ts';
 import type { Selinux } from './security/selinux.ts';
@@ -72,6 +73,7 @@ export interface Context {
   readonly folders: Folders;
   readonly programs: Programs;
   readonly host: HostFacts;
+  readonly accountsOf: ReturnType<typeof makeAccounts>;
   readonly apparmor: AppArmor;
   readonly selinux: Selinux;
   readonly cdi: CdiRegistry;

@@ -31,6 +31,7 @@ import { makeLaunches } from './monitor/launch.ts';
 import { makeMonitorWatch } from './monitor/watch.ts';
 import { logPathOf } from './oci/bundle.ts';
 import { handlerFeatures } from './oci/handlers.ts';
+import { makeAccounts } from './oci/user.ts';
 import { isAlive } from './processes.ts';
 import { makeNetworkSweep, recover } from './recovery.ts';
 import { makeDetails } from './report/details.ts';
@@ -112,6 +113,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       view,
     }),
     host: readHostFacts(cgroups.version),
+    accountsOf: makeAccounts(),
     apparmor: makeAppArmor({ tempDir: folders.runDir }),
     selinux: makeSelinux(options.selinux ?? false),
     cdi: makeCdiRegistry(options.cdiFolders),

@@ -1,6 +1,17 @@
 /** Writing files so that a crash or a power cut leaves the old content or the new one, never a half. */
 import { randomBytes } from 'node:crypto';
-import { constants, type FileHandle, lstat, mkdir, open, readdir, rename, rm } from 'node:fs/promises';
+import {
+  chmod,
+  constants,
+  type FileHandle,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  rename,
+  rm,
+  writeFile,
+} from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { errnoOf } from './errors.ts';
 
@@ -26,27 +37,39 @@ export async function writeFileAtomic(
     dirname(path),
     `${temporaryPrefix}${basename(path).slice(0, 64)}-${randomBytes(6).toString('hex')}`,
   );
+  const { mode = 0o600, uid, gid, durable = false } = options;
+  try {
+    if (durable || uid !== undefined || gid !== undefined) {
+      await writeNew(temporary, content, { mode, uid, gid, durable });
+    } else {
+      // The same in fewer trips to the threads of the pool; `wx` takes no link either.
+      await writeFile(temporary, content, { flag: 'wx', mode: 0o600 });
+      if (mode !== 0o600) await chmod(temporary, mode);
+    }
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw error;
+  }
+  if (durable) await syncFolder(dirname(path));
+}
+
+async function writeNew(path: string, content: string | Buffer, options: WriteOptions): Promise<void> {
+  const { mode = 0o600, uid, gid, durable } = options;
   let handle: FileHandle | undefined;
   try {
     handle = await open(
-      temporary,
+      path,
       constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
       0o600,
     );
     await handle.writeFile(content);
-    if (options.uid !== undefined || options.gid !== undefined)
-      await handle.chown(options.uid ?? 0, options.gid ?? 0);
-    await handle.chmod(options.mode ?? 0o600);
-    if (options.durable) await handle.sync();
-    await handle.close();
-    handle = undefined;
-    await rename(temporary, path);
-  } catch (error) {
-    await handle?.close().catch(() => {});
-    await rm(temporary, { force: true });
-    throw error;
+    if (uid !== undefined || gid !== undefined) await handle.chown(uid ?? 0, gid ?? 0);
+    await handle.chmod(mode);
+    if (durable) await handle.sync();
+  } finally {
+    await handle?.close();
   }
-  if (options.durable) await syncFolder(dirname(path));
 }
 
 /** Removes what `writeFileAtomic` of an earlier process, killed in the middle, has left in `folder`. */

@@ -19,7 +19,7 @@ import { hostDevices, wantedDevices } from './devices.ts';
 import { declaredVolumes, mountImageVolumes, openForGroup } from './image_mounts.ts';
 import { planMounts, readMounts, type SandboxFiles } from './mounts.ts';
 import { capabilitiesOf, containerCgroup, containerSpec, type JoinedNamespaces } from './spec.ts';
-import { type ResolvedUser, readAccounts, resolveUser } from './user.ts';
+import { type ResolvedUser, resolveUser } from './user.ts';
 
 /** Absolute path of a container's log; undefined where the sandbox wants none. Pure. */
 export function logPathOf(
@@ -85,7 +85,7 @@ export async function makeBundle(
       outsideId(namespaces.user.gids, 0),
     );
   }
-  const accounts = await readAccounts(places.rootfs);
+  const accounts = await context.accountsOf(image.id, places.rootfs);
   let wanted: readonly Mount[] = mounts;
   const { Volumes } = image.config;
   if (Volumes.length > 0) {

@@ -1,6 +1,7 @@
 /** Whom a container runs as: the CRI's security context and the image's USER against the image's own accounts. */
 import { constants } from 'node:fs';
 import { lstat, open, readlink } from 'node:fs/promises';
+import { LRUCache } from 'lru-cache';
 import { KeelsonError } from '../host/errors.ts';
 
 export interface WantedUser {
@@ -28,6 +29,8 @@ export interface Accounts {
 
 const maxId = 2 ** 32 - 2;
 const maxAccountFile = 4 << 20;
+/** Characters of all that is kept. */
+const keptAccounts = 256 << 10;
 
 /** Pure. Throws CONTAINER_CONFIG_INVALID for a name that the image does not know. */
 export function resolveUser(wanted: WantedUser, { passwd, group }: Accounts): ResolvedUser {
@@ -106,6 +109,21 @@ function id(text: string | undefined): number | undefined {
   if (text === undefined || !/^\d{1,10}$/.test(text)) return undefined;
   const number = Number(text);
   return number <= maxId ? number : undefined;
+}
+
+/** The accounts of images, by image id and the fresh `rootfs` of one of its containers: the last ones are kept. */
+export function makeAccounts(): (imageId: string, rootfs: string) => Promise<Accounts> {
+  const kept = new LRUCache<string, Accounts>({
+    maxSize: keptAccounts,
+    sizeCalculation: ({ passwd, group }) => passwd.length + group.length + 1,
+  });
+  return async (imageId, rootfs) => {
+    const known = kept.get(imageId);
+    if (known !== undefined) return known;
+    const accounts = await readAccounts(rootfs);
+    kept.set(imageId, accounts);
+    return accounts;
+  };
 }
 
 /** Reads the accounts in `rootfs`, which nothing may be changing meanwhile. */

@@ -214,8 +214,9 @@ async function writeHosts(context: ActionContext, path: string): Promise<void> {
   const nodeHosts = isHostNetwork(pod) ? await readFile('/etc/hosts', 'utf8').catch(() => '') : '';
   const name = podHostname(pod, config.clusterDomain);
   const content = hostsFile(pod, name, context.observed.sandboxes[0]?.ips ?? [], nodeHosts);
-  await mkdir(dirname(path), { recursive: true, mode: 0o750 });
-  if ((await readFile(path, 'utf8').catch(() => undefined)) === content) return;
+  const there = await readFile(path, 'utf8').catch(() => undefined);
+  if (there === content) return;
+  if (there === undefined) await mkdir(dirname(path), { recursive: true, mode: 0o750 });
   await writeFileAtomic(path, content, { mode: 0o644 });
 }
 
@@ -278,10 +279,10 @@ async function linkLog(context: ActionContext, name: string, id: string): Promis
   if (known === undefined || known.logPath === '') return;
   const link = logLink(context, name, id);
   try {
-    await mkdir(context.config.containerLogsDir, { recursive: true });
     await symlink(known.logPath, link).catch(async (error: unknown) => {
-      if (errnoOf(error) !== 'EEXIST') throw error;
-      await unlink(link);
+      if (errnoOf(error) === 'ENOENT') await mkdir(context.config.containerLogsDir, { recursive: true });
+      else if (errnoOf(error) === 'EEXIST') await unlink(link);
+      else throw error;
       await symlink(known.logPath, link);
     });
   } catch (error) {

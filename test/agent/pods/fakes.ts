@@ -23,6 +23,18 @@ export interface HandClock extends Clock {
 
 export const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
 
+/**
+ * Until nothing works on files any more, which takes real time: deadlines of the hand clock must not pass meanwhile. What
+ * waits for the clock itself is not waited for.
+ */
+async function filesSettled(): Promise<void> {
+  const end = performance.now() + 2000;
+  for (let calm = 0; calm < 10 && performance.now() < end; calm++) {
+    await turn();
+    if (process.getActiveResourcesInfo().some((kind) => kind.startsWith('FSReq'))) calm = 0;
+  }
+}
+
 export function handClock(start: number): HandClock {
   let passed = 0;
   const timers = new Set<{ at: number; callback: () => void }>();
@@ -35,6 +47,7 @@ export function handClock(start: number): HandClock {
       return () => timers.delete(timer);
     },
     async advance(ms) {
+      await filesSettled();
       const end = passed + ms;
       for (;;) {
         const next = [...timers].sort((a, b) => a.at - b.at).find(({ at }) => at <= end);
@@ -42,7 +55,7 @@ export function handClock(start: number): HandClock {
         passed = Math.max(passed, next.at);
         timers.delete(next);
         next.callback();
-        for (let i = 0; i < 10; i++) await turn();
+        await filesSettled();
       }
       passed = end;
     },

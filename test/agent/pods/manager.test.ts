@@ -470,8 +470,9 @@ test('a container that cannot be removed is tried again with patience, and loses
     world.runtime.exit(running.id, 1);
     // The first comes at once, the others when their wait is over.
     if (attempt > 1) await until(() => waitsForRestart(), 'CrashLoopBackOff');
-    await world.clock.advance(300_000);
-    await until(
+    await advanceUntil(
+      world,
+      10_000,
       () =>
         statusOf(world, 'web')?.containerStatuses?.[0]?.restartCount === attempt &&
         statusOf(world, 'web')?.containerStatuses?.[0]?.state?.running !== undefined,
