@@ -1,5 +1,5 @@
 /** What all parts of the runtime work with: where things lie, what the host offers, which programs run. */
-import { accessSync, constants, readFileSync, realpathSync } from 'node:fs';
+import { accessSync, constants, readFileSync, readlinkSync, realpathSync } from 'node:fs';
 import { basename, delimiter, dirname, isAbsolute, join } from 'node:path';
 import type { Cni } from '../cni/network.ts';
 import type { EmbeddedImages } from '../images/service.ts';
@@ -169,7 +169,8 @@ export function openMountView(
   log: Logger,
 ): MountView | undefined {
   const nsenter = findProgram('nsenter');
-  if (nsenter === undefined) return undefined;
+  // nsenter finds us by our pid: in another PID namespace than that of /proc it would not.
+  if (nsenter === undefined || readlinkSync('/proc/self') !== String(process.pid)) return undefined;
   const programs = Object.values(handlers).flatMap(({ path }) => findProgram(path) ?? []);
   try {
     const folders = [runDir, data, ...programs.map((path) => dirname(realpathSync(path))), ...further];
