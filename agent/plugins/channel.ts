@@ -1,10 +1,11 @@
 /**
  * Calls of a plugin's gRPC service over its unix socket. Loads the gRPC library: import it only when a plugin is there.
  */
-import { Client, credentials, type ServiceError } from '@grpc/grpc-js';
+import { Client, type ServiceError } from '@grpc/grpc-js';
 import { abortError, type ErrorCode, grpcStatus, KeelsonError } from '../../runtime/host/errors.ts';
 import { methodDefinition } from '../../runtime/host/protobuf/definition.ts';
 import type { InputOf, NameIn, Schema, WireOf } from '../../runtime/host/protobuf/schema.ts';
+import { patientCredentials } from './pending.ts';
 
 /** A service: its methods as [request, response]. */
 export interface Service<S extends Schema> {
@@ -60,7 +61,7 @@ export function openChannel<S extends Schema, const Of extends Service<S>>(
   socket: string,
   service: Of & { readonly schema: S },
 ): Channel<Of> {
-  const client = new Client(`unix:${socket}`, credentials.createInsecure(), {
+  const client = new Client(`unix:${socket}`, patientCredentials(), {
     'grpc.max_receive_message_length': maxAnswerBytes,
     'grpc.initial_reconnect_backoff_ms': 100,
     'grpc.max_reconnect_backoff_ms': 1000,

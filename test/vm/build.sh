@@ -22,7 +22,7 @@ done
 packages=systemd,systemd-sysv,udev,dbus,kmod,zstd,initramfs-tools,linux-image-cloud-amd64
 packages=$packages,runc,crun,conmon,catatonit,containernetworking-plugins,iptables,iproute2
 packages=$packages,docker-registry,skopeo,busybox-static,libatomic1,libstdc++6,procps,util-linux,openssl,ca-certificates
-packages=$packages,containerd,strace,umoci,bsdutils,libisal2
+packages=$packages,containerd,strace,umoci,bsdutils,libisal2,nfs-kernel-server,nfs-common
 mkdir -p "$(dirname "$folder")"
 work=$(mktemp -d "$folder.XXXXXX")
 trap 'rm -rf "$work"' EXIT

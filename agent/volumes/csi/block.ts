@@ -26,6 +26,8 @@ export async function mapDevice(
   const volumeCapability = capabilityOf(volume, can);
   const paths = blockPaths(kubeletDir, volume.specName, pod.metadata?.uid ?? '');
   const isStaging = can('STAGE_UNSTAGE_VOLUME');
+  // First to come and last to go: by it the pod is known to have something to take away.
+  await link(paths);
   await writeData(paths.data, {
     attachmentID: attachmentName(volume.handle, volume.driver, nodeName),
     driverName: volume.driver,
@@ -33,7 +35,6 @@ export async function mapDevice(
     specVolID: volume.specName,
     volumeHandle: volume.handle,
   });
-  await link(paths);
   const key = volumeKey(volume.driver, volume.handle);
   const wasStaged = staged.has(key);
   try {
@@ -72,9 +73,9 @@ export async function mapDevice(
   } catch (error) {
     const nothingDone = isFinal(error) && !again && !staged.has(key) && !(await isMounted(paths.publish));
     if (nothingDone) {
-      await rm(paths.link, { force: true });
       if (!(await hasOtherDevices(kubeletDir, pod.metadata?.uid ?? '', volume.specName)))
         await removeLeft(paths);
+      await rm(paths.link, { force: true });
     }
     throw error;
   }
@@ -96,19 +97,21 @@ export async function unmapDevice(
 ): Promise<void> {
   const paths = blockPaths(kubeletDir, specName, podUid);
   const data = await readData(paths.data);
+  const isLast = !(await hasOtherDevices(kubeletDir, podUid, specName));
   if (data !== undefined) {
     const { driverName, volumeHandle: volumeId } = data;
     const driver = drivers.get(driverName);
     await driver.call('NodeUnpublishVolume', { volumeId, targetPath: paths.publish }, signal);
-    if (!(await hasOtherDevices(kubeletDir, podUid, specName))) {
+    if (isLast) {
       if ((await driver.can(signal))('STAGE_UNSTAGE_VOLUME')) {
         await driver.call('NodeUnstageVolume', { volumeId, stagingTargetPath: paths.staging }, signal);
       }
       staged.delete(volumeKey(driverName, volumeId));
-      await removeLeft(paths);
-      await inUse?.remove(data);
     }
   }
+  // Also where a process was killed before it had written the data, or after it had removed them.
+  if (isLast) await removeLeft(paths);
+  if (isLast && data !== undefined) await inUse?.remove(data);
   await rm(paths.link, { force: true });
 }
 

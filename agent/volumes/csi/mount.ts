@@ -140,8 +140,8 @@ async function stage(
   if (staged.has(key)) return;
   const secrets = await facts.secret(volume.stageSecret, 'NodeStageSecretRef', signal);
   const wasMounted = await isMounted(staging);
-  await mkdir(staging, { recursive: true, mode: 0o750 });
   await writeData(dirname(staging), { driverName: volume.driver, volumeHandle: volume.handle });
+  await mkdir(staging, { recursive: true, mode: 0o750 });
   try {
     await driver.call(
       'NodeStageVolume',
@@ -177,11 +177,16 @@ export async function unmountVolume(
   await driver.call('NodeUnpublishVolume', { volumeId: volumeHandle, targetPath: target }, signal);
   const staging = globalMount(kubeletDir, driverName, volumeHandle);
   const isPersistent = data.volumeLifecycleMode !== 'Ephemeral';
-  const isLast = isPersistent && !(await hasOtherMounts(kubeletDir, podUid, data));
+  const isLast = isPersistent && !(await hasOtherMounts(kubeletDir, podUid, folder, data));
   // Before the pod's own data goes, by which it is known that this is still to be done.
-  if (isLast && (await readData(dirname(staging))) !== undefined) {
-    await unstage(driver, volumeHandle, staging, signal);
-    staged.delete(volumeKey(driverName, volumeHandle));
+  if (isLast) {
+    if ((await readData(dirname(staging))) !== undefined) {
+      await unstage(driver, volumeHandle, staging, signal);
+      staged.delete(volumeKey(driverName, volumeHandle));
+    } else {
+      // A process may have been killed between removing the data and the folder, or while it wrote the data.
+      await removeMount(staging);
+    }
   }
   await removeMount(target);
   if (isLast) await inUse?.remove(data);

@@ -1,8 +1,8 @@
 /** What is on disk of CSI volumes: the data beside them, and which pods have one. It outlives the process. */
 import { lstat, mkdir, readFile, rm, rmdir } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { errnoOf, KeelsonError } from '../../../runtime/host/errors.ts';
-import { listFolder, writeFileAtomic } from '../../../runtime/host/files.ts';
+import { listFolder, temporaryPrefix, writeFileAtomic } from '../../../runtime/host/files.ts';
 import { isMounted } from '../kinds/filesystem.ts';
 import { dataFile, parseData, plugin, type VolumeData } from './paths.ts';
 
@@ -36,8 +36,13 @@ export async function writeData(folder: string, data: VolumeData): Promise<void>
 export async function removeMount(mount: string): Promise<void> {
   if (await isMounted(mount)) return;
   await quietly(rmdir(mount));
-  await rm(join(dirname(mount), dataFile), { force: true });
-  await quietly(rmdir(dirname(mount)));
+  const folder = dirname(mount);
+  // Data that a process was writing when it was killed, too.
+  for (const name of await listFolder(folder)) {
+    if (name.startsWith(temporaryPrefix)) await rm(join(folder, name), { force: true });
+  }
+  await rm(join(folder, dataFile), { force: true });
+  await quietly(rmdir(folder));
 }
 
 /** What is not there, or holds something of others, stays as it is. */
@@ -49,17 +54,18 @@ export async function quietly(removal: Promise<unknown>): Promise<void> {
   }
 }
 
-/** Whether a pod but `podUid` has the file system `handle` of `driver`, or began to. */
+/** Whether anything but the volume in `folder` of the pod `podUid` has the file system, or began to. */
 export async function hasOtherMounts(
   kubeletDir: string,
   podUid: string,
+  folder: string,
   { driverName, volumeHandle }: VolumeData,
 ): Promise<boolean> {
   const pods = join(kubeletDir, 'pods');
   for (const uid of await listFolder(pods)) {
-    if (uid === podUid) continue;
     const volumes = join(pods, uid, 'volumes', plugin);
     for (const name of await listFolder(volumes)) {
+      if (uid === podUid && name === basename(folder)) continue;
       const data = await readData(join(volumes, name)).catch(() => undefined);
       if (data?.driverName === driverName && data.volumeHandle === volumeHandle) return true;
     }

@@ -23,10 +23,13 @@ export async function bind(source: string, folder: string, readOnly: boolean): P
   await mkdir(folder, { recursive: true, mode: 0o750 });
   if (await isMounted(folder)) return;
   await mountAside(source, folder, null, mountFlags.BIND);
-  // A bind mount becomes read-only only when it is there. Where that was cut short the containers' own mounts are
-  // read-only all the same.
-  if (readOnly)
-    await mountAside(null, folder, null, mountFlags.BIND | mountFlags.REMOUNT | mountFlags.RDONLY);
+  // A bind mount becomes read-only only when it is there.
+  if (readOnly) await makeReadOnly(folder);
+}
+
+/** The bind mount at `folder` is read-only from now on. Throws SYSCALL_FAILED. */
+export async function makeReadOnly(folder: string): Promise<void> {
+  await mountAside(null, folder, null, mountFlags.BIND | mountFlags.REMOUNT | mountFlags.RDONLY);
 }
 
 /**

@@ -1,13 +1,13 @@
 /** local persistent volumes: a folder or a disk of this node (kubelet's kubernetes.io/local-volume). */
-import { realpath, rmdir, stat } from 'node:fs/promises';
+import { mkdir, realpath, rmdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { KeelsonError } from '../../../runtime/host/errors.ts';
+import { errnoOf, KeelsonError } from '../../../runtime/host/errors.ts';
 import { keyedQueue } from '../../../runtime/host/keyed.ts';
 import { unmountAside } from '../../../runtime/host/syscalls.ts';
 import type { Pod } from '../../apiserver/types.ts';
 import { mountsBelow } from '../mounts.ts';
 import type { Patience } from '../patience.ts';
-import { bind, isMounted, mountDevice } from './filesystem.ts';
+import { bind, isMounted, makeReadOnly, mountDevice } from './filesystem.ts';
 import type { Giving } from './giving.ts';
 import type { VolumeKind, VolumeRequest } from './kind.ts';
 
@@ -39,7 +39,10 @@ export function localKind({ kubeletDir, patience, giving, warn }: LocalOptions):
   async function mountFor(request: VolumeRequest, path: string, isDisk: boolean): Promise<void> {
     const { pod, folder, specName, signal } = request;
     const readOnly = request.readOnly && !isWritten(request);
-    if (await isMounted(folder)) return;
+    // One that was cut short may not be read-only yet.
+    if (await isMounted(folder)) return readOnly ? makeReadOnly(folder) : undefined;
+    // Before the disk is mounted for the node: by it the pod is known to have something to take away.
+    await mkdir(folder, { recursive: true, mode: 0o750 });
     const from = await source(request, path, isDisk);
     const others = await podsWith(from, join(kubeletDir, 'pods'));
     const { fsGroup, fsGroupChangePolicy: changePolicy } = pod.spec?.securityContext ?? {};
@@ -83,10 +86,13 @@ export function localKind({ kubeletDir, patience, giving, warn }: LocalOptions):
       return turns.run(specName, async () => {
         if (await isMounted(folder)) await unmountAside(folder);
         const shared = globalFolder(specName);
-        if (!(await isMounted(shared))) return;
-        if ((await podsWith(shared, join(kubeletDir, 'pods'))) > 0) return;
-        await unmountAside(shared);
-        await rmdir(shared);
+        if (await isMounted(shared)) {
+          if ((await podsWith(shared, join(kubeletDir, 'pods'))) > 0) return;
+          await unmountAside(shared);
+        }
+        await rmdir(shared).catch((error: unknown) => {
+          if (!['ENOENT', 'ENOTEMPTY'].includes(errnoOf(error) ?? '')) throw error;
+        });
       });
     },
   };

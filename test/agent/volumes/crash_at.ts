@@ -1,10 +1,12 @@
 /**
- * Crashes at will, within one process: from a chosen call of the file system on, nothing of a run goes on, as if its
- * process had been killed there. What it had open is closed, as the kernel does.
+ * Crashes at will, within one process: from a chosen step on (a call of the file system, a mount or unmount, the start of a
+ * program, and what a test adds by `step`) nothing of a run goes on, as if its process had been killed there. What it had
+ * open is closed, as the kernel does.
  */
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { type FileHandle, default as fsPromises } from 'node:fs/promises';
 import { syncBuiltinESMExports } from 'node:module';
+import koffi from 'koffi';
 
 interface Run {
   calls: number;
@@ -21,16 +23,21 @@ interface Run {
 const current = new AsyncLocalStorage<Run>();
 type Call = (...args: never[]) => Promise<unknown>;
 
-/** Counts the call, and never returns where the run is over. */
-async function guarded<T>(call: () => Promise<T>): Promise<T> {
-  const run = current.getStore();
-  if (run === undefined) return call();
+/** Counts one step. Returns whether the run is over. */
+function isOver(run: Run): boolean {
   if (!run.dead && ++run.calls >= run.last) {
     run.dead = true;
     run.crashed.resolve('crashed');
     if (run.busy === 0) run.quiet.resolve();
   }
-  if (run.dead) return new Promise<never>(() => {});
+  return run.dead;
+}
+
+/** Counts the call as one step, and never returns where the run is over. */
+export async function step<T>(call: () => Promise<T>): Promise<T> {
+  const run = current.getStore();
+  if (run === undefined) return call();
+  if (isOver(run)) return new Promise<never>(() => {});
   run.busy++;
   try {
     return await call();
@@ -40,24 +47,71 @@ async function guarded<T>(call: () => Promise<T>): Promise<T> {
   }
 }
 
+type Native = ((...args: unknown[]) => unknown) & { async(...args: unknown[]): void };
+type Answer = (error: unknown, result?: unknown) => void;
+
+/** The system call as one step. One that is made at once cannot wait for ever: it throws, and nothing after it is done. */
+function stepping(native: Native): Native {
+  const call = (...args: unknown[]) => {
+    const run = current.getStore();
+    if (run !== undefined && isOver(run)) throw new Error('killed here');
+    return native(...args);
+  };
+  const aside = (...args: unknown[]) => {
+    const answer = args.pop() as Answer;
+    step(
+      () =>
+        new Promise((resolve, reject) => {
+          native.async(...args, (error: unknown, result: unknown) =>
+            error === null ? resolve(result) : reject(error),
+          );
+        }),
+    ).then(
+      (result) => answer(null, result),
+      (error) => answer(error),
+    );
+  };
+  return Object.assign(call, { async: aside });
+}
+
+/** Those that change something that outlives the process. */
+const systemCalls = /^int (mount|umount2|posix_spawnp)\(/;
+
+function installSystemCalls(): void {
+  const mutable = koffi as unknown as {
+    load: (path: string | null) => { func: (...args: never[]) => unknown };
+  };
+  const load = mutable.load.bind(koffi);
+  mutable.load = (path) => {
+    const library = load(path);
+    return {
+      func(...args: never[]) {
+        const native = library.func(...args);
+        return systemCalls.test(String(args[0])) ? stepping(native as Native) : native;
+      },
+    };
+  };
+}
+
 const ofHandles = ['chmod', 'chown', 'writeFile', 'sync', 'stat', 'truncate'] as const;
 
 /** From now on the calls of this process can be made to end. Before what is tested is loaded. */
 export function install(): void {
+  installSystemCalls();
   const functions = fsPromises as unknown as Record<string, unknown>;
   for (const [name, original] of Object.entries(functions)) {
     if (typeof original !== 'function') continue;
     const call = original as Call;
     functions[name] = (...args: never[]) => {
       const run = current.getStore();
-      return guarded(async () => {
+      return step(async () => {
         const result = await call(...args);
         if (name !== 'open' || run === undefined) return result;
         const handle = result as FileHandle & Record<string, unknown>;
         run.open.add(handle);
         for (const method of ofHandles) {
           const own = (handle[method] as Call).bind(handle);
-          Object.defineProperty(handle, method, { value: (...rest: never[]) => guarded(() => own(...rest)) });
+          Object.defineProperty(handle, method, { value: (...rest: never[]) => step(() => own(...rest)) });
         }
         const close = handle.close.bind(handle);
         Object.defineProperty(handle, 'close', {

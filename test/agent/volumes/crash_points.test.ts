@@ -6,10 +6,12 @@ import { type TestContext, test } from 'node:test';
 import type { Pod, Volume } from '../../../agent/apiserver/types.ts';
 import type { ReadyVolume, VolumeManager } from '../../../agent/volumes/types.ts';
 import { makeLogger } from '../../../runtime/host/log.ts';
-import { apiAccess, asRoot, fakeClient, fakeObjects, handClock, podOf, scratch } from './cluster.ts';
 import { crashAt, install } from './crash_at.ts';
 
 install();
+const { apiAccess, asRoot, fakeClient, fakeObjects, handClock, podOf, scratch } = await import(
+  './cluster.ts'
+);
 const { makeVolumes } = await import('../../../agent/volumes/manager.ts');
 const { mountsBelow } = await import('../../../agent/volumes/mounts.ts');
 const { resolveSubPath, subPathTarget } = await import('../../../agent/volumes/subpath.ts');

@@ -7,7 +7,7 @@ import type { ApiserverClient, Pod, Volume } from '../../../../agent/apiserver/t
 import { type CsiDrivers, makeCsiDrivers } from '../../../../agent/volumes/csi/drivers.ts';
 import { makeExpander } from '../../../../agent/volumes/csi/expand.ts';
 import { makeCsiFacts } from '../../../../agent/volumes/csi/facts.ts';
-import { makeVolumesInUse } from '../../../../agent/volumes/csi/in_use.ts';
+import { makeVolumesInUse, type VolumesInUse } from '../../../../agent/volumes/csi/in_use.ts';
 import { csiKind } from '../../../../agent/volumes/csi/kind.ts';
 import { makeVolumes } from '../../../../agent/volumes/manager.ts';
 import { mountsBelow, unmountBelow } from '../../../../agent/volumes/mounts.ts';
@@ -33,6 +33,8 @@ export interface CsiStage {
   /** As after a new start of the node: nothing is in memory, the driver may have registered again or not. */
   restart(options?: { readonly registered?: boolean }): Promise<void>;
   register(): Promise<void>;
+  /** The next process, whose drivers have registered again. */
+  next(): Promise<void>;
   /** Mounts below kubelet's folder, relative. */
   mounts(): Promise<string[]>;
 }
@@ -58,7 +60,11 @@ function quickClock(): Clock & { advance(ms: number): void } {
 
 export async function csiStage(
   t: TestContext,
-  options: Partial<FakeCsiOptions> & { readonly spec?: object | null } = {},
+  options: Partial<FakeCsiOptions> & {
+    readonly spec?: object | null;
+    /** Each call of the driver and of the apiserver is made through this. */
+    readonly around?: <T>(call: () => Promise<T>) => Promise<T>;
+  } = {},
 ): Promise<CsiStage> {
   const base = await realpath(await mkdtemp(join(tmpdir(), 'keelson-test-csi-')));
   const kubeletDir = join(base, 'kubelet');
@@ -82,7 +88,8 @@ export async function csiStage(
   const patches: CsiStage['patches'] = [];
   const events: string[] = [];
   const clock = quickClock();
-  const client = {
+  const { around = (call) => call() } = options;
+  const plain = {
     async get(path: string) {
       const found = objects.get(path);
       if (found !== undefined) return found;
@@ -102,6 +109,15 @@ export async function csiStage(
         status: { token: `x.${claims}.y`, expirationTimestamp: new Date(exp * 1000).toISOString() },
       };
     },
+  };
+  const through =
+    <Args extends unknown[], T>(call: (...args: Args) => Promise<T>) =>
+    (...args: Args) =>
+      around(() => call(...args));
+  const client = {
+    get: through(plain.get),
+    patch: through(plain.patch),
+    create: through(plain.create),
   } as unknown as ApiserverClient;
   const log = makeLogger('silent');
   let drivers = makeCsiDrivers(undefined);
@@ -110,14 +126,24 @@ export async function csiStage(
     event: (about: { kind: string }, type: string, reason: string, message: string) =>
       void events.push(`${about.kind} ${type} ${reason} ${message}`),
   };
+  let inUse: VolumesInUse;
+  const guarded: CsiDrivers = {
+    handler: drivers.handler,
+    close: () => {},
+    get(name) {
+      const driver = drivers.get(name);
+      return { name, call: through(driver.call) as typeof driver.call, can: through(driver.can) };
+    },
+  };
   const make = (): VolumeManager => {
+    inUse = makeVolumesInUse({ kubeletDir, client, nodeName: 'n', clock, log });
     const facts = makeCsiFacts({ client, nodeName: 'n', tokens: makeTokens({ client, clock, log }), clock });
     const kind = csiKind({
       kubeletDir,
       nodeName: 'n',
-      drivers,
+      drivers: options.around === undefined ? drivers : guarded,
       facts,
-      inUse: makeVolumesInUse({ kubeletDir, client, nodeName: 'n', clock, log }),
+      inUse,
       expander: makeExpander({ kubeletDir, client, facts, events: recorder, clock, log }),
       clock,
       log,
@@ -154,6 +180,11 @@ export async function csiStage(
       drivers = makeCsiDrivers(undefined);
       stage.volumes = make();
       if (registered) await register();
+    },
+    async next() {
+      inUse.close();
+      stage.volumes = make();
+      await inUse.sync();
     },
     mounts: async () => (await mountsBelow(base)).map((path) => path.replace(`${base}/`, '')),
   };
