@@ -250,7 +250,7 @@ test('what is missing fails with the words of kubelet; optional things may be mi
     [{ name: 'v', iscsi: { targetPortal: 's', iqn: 'i', lun: 0 } }, /does not support iscsi volumes/],
     [
       { name: 'v', projected: { sources: [{ podCertificate: { keyPath: 'x' } } as object] } },
-      /podCertificate are not supported/,
+      /a podCertificate needs an apiserver/,
     ],
   ];
   for (const [volume, message] of cases) {
