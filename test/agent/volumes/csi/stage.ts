@@ -58,7 +58,7 @@ function quickClock(): Clock & { advance(ms: number): void } {
 
 export async function csiStage(
   t: TestContext,
-  options: Partial<FakeCsiOptions> & { readonly spec?: object | null } = {},
+  options: Partial<FakeCsiOptions> & { readonly spec?: object | null; readonly fileContext?: string } = {},
 ): Promise<CsiStage> {
   const base = await realpath(await mkdtemp(join(tmpdir(), 'keelson-test-csi-')));
   const kubeletDir = join(base, 'kubelet');
@@ -119,6 +119,7 @@ export async function csiStage(
       facts,
       inUse: makeVolumesInUse({ kubeletDir, client, nodeName: 'n', clock, log }),
       expander: makeExpander({ kubeletDir, client, facts, events: recorder, clock, log }),
+      fileContext: async () => options.fileContext,
       clock,
       log,
       random: () => 0,
