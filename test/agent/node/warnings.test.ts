@@ -1,14 +1,27 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { spawn } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import { accessSync, constants, readFileSync } from 'node:fs';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { setImmediate } from 'node:timers/promises';
 import { makeOomParser } from '../../../agent/node/warnings/oom_lines.ts';
 import { resolverFault } from '../../../agent/node/warnings/resolver.ts';
 import { startNodeWarnings } from '../../../agent/node/warnings/warn.ts';
 import { type Logger, makeLogger } from '../../../runtime/host/log.ts';
 
 const log = makeLogger('silent');
+const noKernelLog = (() => {
+  try {
+    accessSync('/dev/kmsg', constants.R_OK | constants.W_OK);
+    return false;
+  } catch {
+    return '/dev/kmsg is not there';
+  }
+})();
 const first = '<4>[1.0] stress invoked oom-killer: gfp_mask=0x140cca, order=0, oom_score_adj=0';
 const words = ',nodemask=(null),cpuset=/,mems_allowed=0';
 const global = `<6>[1.1] oom-kill:constraint=CONSTRAINT_NONE${words},global_oom,task_memcg=/kubepods/x,task=stress,pid=7,uid=0`;
@@ -91,3 +104,46 @@ test('a kernel log that cannot be followed is no fault', async () => {
   close();
   assert.deepEqual(told, []);
 });
+
+test('new lines of the kernel log come, and its reader ends with the process that has it', {
+  skip: noKernelLog,
+  timeout: 30_000,
+}, async () => {
+  const word = `keelson-test-${randomUUID()}`;
+  const module = new URL('../../../agent/node/warnings/kernel_log.ts', import.meta.url).href;
+  const script = `
+    const { followKernelLog } = await import(${JSON.stringify(module)});
+    const log = { warn(fields, text) { console.log('warned ' + text); } };
+    followKernelLog({ log, onLine(line) { if (line.includes(${JSON.stringify(word)})) console.log('seen'); } });
+    setInterval(() => {}, 1000);
+  `;
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const repeat = setInterval(() => void writeFile('/dev/kmsg', `<6>${word}\n`).catch(() => {}), 200);
+  try {
+    const said = await new Promise<string>((resolve, reject) => {
+      child.stdout.setEncoding('utf8').once('data', resolve);
+      child.once('error', reject);
+      child.once('exit', () => resolve('it ended'));
+    });
+    assert.match(said, /^seen/);
+    const readers = await readFile(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8');
+    const [reader] = readers.trim().split(' ');
+    assert.ok(Number(reader) > 0);
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+    while (isAlive(Number(reader))) await setImmediate();
+  } finally {
+    clearInterval(repeat);
+    child.kill('SIGKILL');
+  }
+});
+
+function isAlive(pid: number): boolean {
+  try {
+    return !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+}
