@@ -244,20 +244,16 @@ async function assemble(
       cgroups.version,
     );
     const firstFeatures = await runtime.features();
+    const tellNode = (type: 'Normal' | 'Warning', reason: string, message: string) => {
+      const metadata = { name: nodeName, uid: node?.current()?.metadata?.uid };
+      events.event({ apiVersion: 'v1', kind: 'Node', metadata }, type, reason, message);
+    };
     const qosGroups = makeQosGroups({
       cgroups: groups,
       settings: podsSettings.cgroup,
       limits: kubepodsLimits(config, firstFacts),
       reserved: reservedGroups(config),
-      tell: (...event) =>
-        events.event(
-          {
-            apiVersion: 'v1',
-            kind: 'Node',
-            metadata: { name: nodeName, uid: node?.current()?.metadata?.uid },
-          },
-          ...event,
-        ),
+      tell: tellNode,
       log: log.child({ room: 'pods' }),
     });
     const probes = makeProbeRoom(clock);
@@ -341,6 +337,16 @@ async function assemble(
       log,
       after,
     });
+    const { startNodeWarnings } = await import('./node/warnings/warn.ts');
+    after(
+      startNodeWarnings({
+        cgroupVersion: cgroups.version,
+        resolvConf: podsSettings.resolvConf,
+        clusterDomain: podsSettings.clusterDomain,
+        warn: (reason, message) => tellNode('Warning', reason, message),
+        log: log.child({ room: 'node' }),
+      }),
+    );
     const archives = once(async () => {
       // Archives go into our own images only.
       if (db === undefined || ownPulls === undefined) return;

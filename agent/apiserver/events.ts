@@ -34,7 +34,7 @@ export interface EventWriter extends EventRecorder {
   close(): Promise<void>;
 }
 
-/** More are not kept while the apiserver is away: the oldest goes. */
+/** More are not kept while the apiserver is away: the oldest of the normal ones goes, then of the warnings. */
 const spoolLimit = 1000;
 /** An event that the apiserver refuses this often, while it answers, must not hold up the others (client-go's figure). */
 const mostRefusals = 12;
@@ -102,11 +102,7 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
     queue.push(record);
     newestAt = clock.monotonic();
     warned ||= record.occurrence.type === 'Warning';
-    if (queue.length > spoolLimit) {
-      posted.get(queue.shift()!)!.queued = false;
-      counts.full++;
-      if (dropped++ === 0) log.warn({ spoolLimit }, 'the apiserver takes no events: the oldest are dropped');
-    }
+    makeRoom();
     writing ??= write().finally(() => {
       writing = undefined;
     });
@@ -119,6 +115,15 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
       if (now >= calmAt) return;
       await sleep(clock, Math.min(calmAt - now, behindMs), signal).catch(() => {});
     }
+  }
+
+  /** What went well is the first to go, so that what went wrong is known after an absence of hours too. */
+  function makeRoom(): void {
+    if (queue.length <= spoolLimit) return;
+    const normal = queue.findIndex(({ occurrence }) => occurrence.type === 'Normal');
+    for (const record of queue.splice(Math.max(0, normal), 1)) posted.get(record)!.queued = false;
+    counts.full++;
+    if (dropped++ === 0) log.warn({ spoolLimit }, 'the apiserver takes no events: the oldest are dropped');
   }
 
   async function write(): Promise<void> {
@@ -149,9 +154,10 @@ export function makeEventRecorder(options: EventRecorderOptions): EventWriter {
           log.debug({ err: error }, 'the apiserver refused an event');
           continue;
         }
-        if (!state.queued && queue.length < spoolLimit) {
+        if (!state.queued) {
           state.queued = true;
           queue.unshift(record);
+          makeRoom();
         }
         const pauseMs = Math.max(
           backoffDelay(++failures, random(), retry),

@@ -145,7 +145,7 @@ export function startCsi(options: CsiOptions): Csi {
     async usage(folder) {
       const { volumeUsage } = await import('../volumes/csi/mount.ts');
       const late = AbortSignal.any([stop.signal, AbortSignal.timeout(usageMs)]);
-      return volumeUsage((await theDrivers()).drivers, folder, late).catch((error: unknown) => {
+      return volumeUsage((await theDrivers()).drivers, folder, kubeletDir, late).catch((error: unknown) => {
         log.debug({ err: error, folder }, 'a CSI driver does not say how full a volume is');
         return undefined;
       });

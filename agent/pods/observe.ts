@@ -26,6 +26,7 @@ export async function observe(
   runtime: RuntimeService,
   uid: string,
   before: ObservedPod,
+  onSandboxError: (error: unknown) => void = () => {},
 ): Promise<ObservedPod> {
   const labels = { [labelNames.podUid]: uid };
   const [sandboxes, containers] = await Promise.all([
@@ -36,7 +37,14 @@ export async function observe(
     before.containers.filter(({ state }) => state === 'exited').map((container) => [container.id, container]),
   );
   const [sandboxStatuses, containerStatuses] = await Promise.all([
-    Promise.all(sandboxes.map(({ id }) => unlessGone(runtime.podSandboxStatus(id)))),
+    Promise.all(
+      sandboxes.map(({ id }) =>
+        unlessGone(runtime.podSandboxStatus(id)).catch((error: unknown) => {
+          onSandboxError(error);
+          throw error;
+        }),
+      ),
+    ),
     Promise.all(
       containers.map(async ({ id, state }) => {
         const known = state === 'exited' ? ended.get(id) : undefined;

@@ -173,7 +173,9 @@ export function startWorker(options: WorkerOptions): Worker {
     if (mustObserve) {
       mustObserve = false;
       const before = observed;
-      observed = await observe(runtime, uid, before);
+      observed = await observe(runtime, uid, before, (error) => {
+        if (!lost) warn('FailedPodSandBoxStatus', `Unable to get pod sandbox status: ${describe(error)}`);
+      });
       if (someEnded(before, observed)) options.onExit();
       memory = forgetContainers(memory, new Set(observed.containers.map(({ id }) => id)));
     }

@@ -78,23 +78,43 @@ export function memoryLimit(source: EmptyDir, pod: Pod): number | undefined {
   return candidates.length === 0 ? undefined : Math.min(...candidates);
 }
 
-/** Bytes of a page: the medium says it, or the only size that the pod's containers ask for. Pure. */
+/**
+ * Bytes of a page: the medium says it, or the only size that the pod asks for. What is not asked for cannot be mounted
+ * (getPageSizeMountOption). Throws VOLUME_FAILED. Pure.
+ */
 export function hugePageSize(medium: string, pod: Pod): number {
   const prefix = 'hugepages-';
-  if (medium !== 'HugePages') return parseQuantity(medium.slice('HugePages-'.length));
-  const sizes = new Set<string>();
-  for (const { resources } of [...(pod.spec?.initContainers ?? []), ...(pod.spec?.containers ?? [])]) {
-    for (const name of Object.keys({ ...resources?.limits, ...resources?.requests })) {
-      if (name.startsWith(prefix)) sizes.add(name.slice(prefix.length));
+  const own = medium === 'HugePages' ? undefined : pageSizeOf(medium.slice('HugePages-'.length), medium);
+  const { containers = [], initContainers = [] } = pod.spec ?? {};
+  const ofPod = (pod.spec as { resources?: { requests?: object; limits?: object } } | undefined)?.resources;
+  const asked = new Set<number>();
+  for (const needs of [ofPod, ...[...containers, ...initContainers].map(({ resources }) => resources)]) {
+    for (const name of Object.keys({ ...needs?.limits, ...needs?.requests })) {
+      if (!name.startsWith(prefix)) continue;
+      const size = pageSizeOf(name.slice(prefix.length), name);
+      if (own === undefined || size === own) asked.add(size);
     }
   }
-  const [size, ...others] = sizes;
-  if (size === undefined || others.length > 0) {
+  const [size, ...others] = asked;
+  if (others.length > 0) {
     throw new KeelsonError(
       'VOLUME_FAILED',
-      `medium HugePages needs containers that ask for exactly one page size, not ${sizes.size}`,
+      `medium: ${medium} can't be used if container requests multiple huge page sizes`,
       { hint: 'name the size in the medium, such as HugePages-2Mi' },
     );
   }
-  return parseQuantity(size);
+  if (size === undefined)
+    throw new KeelsonError(
+      'VOLUME_FAILED',
+      `medium ${medium}: hugePages storage requested, but there is no resource request for huge pages`,
+    );
+  return size;
+}
+
+function pageSizeOf(text: string, from: string): number {
+  try {
+    return parseQuantity(text);
+  } catch (cause) {
+    throw new KeelsonError('VOLUME_FAILED', `${JSON.stringify(from)} names no size of huge pages`, { cause });
+  }
 }

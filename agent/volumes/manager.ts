@@ -7,6 +7,7 @@ import { listFolder } from '../../runtime/host/files.ts';
 import { keyedQueue } from '../../runtime/host/keyed.ts';
 import type { Logger } from '../../runtime/host/log.ts';
 import type { ApiserverClient, ObjectCache, Pod, Volume } from '../apiserver/types.ts';
+import type { Certificates } from './certificates/certificates.ts';
 import { checkNode } from './claims/claim.ts';
 import { makeClaims } from './claims/resolve.ts';
 import { emptyDirKind } from './emptydir.ts';
@@ -62,10 +63,17 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
     return trusting;
   };
   const warn = options.warn ?? (() => {});
+  let certifying: Promise<Certificates> | undefined;
+  const certificates = (): Promise<Certificates> => {
+    certifying ??= import('./certificates/certificates.ts').then(({ makeCertificates }) =>
+      makeCertificates({ ...options, client: options.client, warn }),
+    );
+    return certifying;
+  };
   const giving = makeGiving({ clock, warn });
   const kinds: readonly VolumeKind[] = [
     hostPathKind(patience),
-    ...filesKinds({ objects: options.objects, tokens, trust, clock, log, random, allocatable }),
+    ...filesKinds({ objects: options.objects, tokens, trust, certificates, clock, log, random, allocatable }),
     localKind({ kubeletDir: options.kubeletDir, patience, giving, warn }),
     nfsKind(),
     imageKind(),
@@ -167,6 +175,7 @@ export function makeVolumes(options: VolumesOptions): VolumeManager {
         dueAt.delete(uid);
         claims.forget(uid);
         for (const { forget } of kinds) forget?.(uid);
+        (await certifying)?.forget(uid);
         await giving.forget(uid, signal);
         let real: string;
         try {

@@ -1,6 +1,7 @@
 /** Gathers what configMap, secret, downwardAPI and projected volumes hold from where it comes from. */
 import { isError, KeelsonError } from '../../runtime/host/errors.ts';
 import type { ConfigMap, ObjectCache, Pod, Secret, Volume } from '../apiserver/types.ts';
+import type { CertificateProjection, Certificates } from './certificates/certificates.ts';
 import {
   configMapPayload,
   downwardPayload,
@@ -24,6 +25,8 @@ export interface Sources {
   readonly tokens: Tokens;
   /** Loaded when the first pod wants it. */
   readonly trust: () => Promise<Trust>;
+  /** As `trust`. */
+  readonly certificates: () => Promise<Certificates>;
   /** The node's allocatable resources, as quantities. */
   readonly allocatable: () => Readonly<Record<string, string>>;
 }
@@ -71,7 +74,17 @@ export async function collect(
   }
   const mode = projected?.defaultMode ?? defaultFileMode;
   const parts = await Promise.all(
-    (projected?.sources ?? []).map((source) => collectPart(pod, namespace, source, mode, from, signal)),
+    (projected?.sources ?? []).map(async (source, index) => {
+      const { podCertificate: projection } = source as { podCertificate?: CertificateProjection };
+      if (!projection) return collectPart(pod, namespace, source, mode, from, signal);
+      const certificates = await from.certificates();
+      const { renewAt, ...credentials } = await certificates.get(
+        pod,
+        { volume: volume.name, index, projection },
+        signal,
+      );
+      return { payload: credentialFiles(pod, projection, credentials, mode), renewAt, mayChange: false };
+    }),
   );
   const due = parts.map(({ renewAt }) => renewAt).filter((time) => time !== undefined);
   return {
@@ -139,6 +152,23 @@ export function tokenKey(pod: Pod, source: NonNullable<ProjectedSource['serviceA
     audience: source.audience,
     expirationSeconds: source.expirationSeconds,
   };
+}
+
+/** The files that the projection wants of a certificate and its key. Pure. */
+export function credentialFiles(
+  pod: Pod,
+  { credentialBundlePath, keyPath, certificateChainPath }: CertificateProjection,
+  { key, chain }: { readonly key: string; readonly chain: string },
+  mode: number,
+): Payload {
+  const wanted: readonly [string | undefined, string][] = [
+    [credentialBundlePath, key + chain],
+    [keyPath, key],
+    [certificateChainPath, chain],
+  ];
+  return new Map(
+    wanted.flatMap(([path, text]) => (path ? [[path, tokenFile(pod, text, mode)] as const] : [])),
+  );
 }
 
 /** 0600 where the one user of the pod or its group is known and made owner, else the volume's mode. Pure. */

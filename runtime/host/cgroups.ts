@@ -19,6 +19,8 @@ export interface CgroupResources {
   readonly memoryLimitBytes?: number;
   /** -1: no limit. */
   readonly pidsLimit?: number;
+  /** By size as the kernel names it (`2MB`), in bytes. Where the kernel cannot limit huge pages, nothing is. */
+  readonly hugepageLimits?: readonly { readonly pageSize: string; readonly limit: number }[];
 }
 
 /** All calls throw INVALID_ARGUMENT for a path that is not a clean absolute one. */
@@ -70,6 +72,8 @@ export function unifiedFiles(resources: CgroupResources): [file: string, value: 
   }
   if (memoryLimitBytes) files.push(['memory.max', memoryLimitBytes < 0 ? 'max' : String(memoryLimitBytes)]);
   if (pidsLimit) files.push(['pids.max', pidsLimit < 0 ? 'max' : String(pidsLimit)]);
+  for (const { pageSize, limit } of resources.hugepageLimits ?? [])
+    files.push([`hugetlb.${pageSize}.max`, String(limit)]);
   return files;
 }
 
@@ -84,6 +88,8 @@ export function hierarchyFiles(
   if (cpuQuota) files.push(['cpu', 'cpu.cfs_quota_us', String(cpuQuota)]);
   if (memoryLimitBytes) files.push(['memory', 'memory.limit_in_bytes', String(memoryLimitBytes)]);
   if (pidsLimit) files.push(['pids', 'pids.max', pidsLimit < 0 ? 'max' : String(pidsLimit)]);
+  for (const { pageSize, limit } of resources.hugepageLimits ?? [])
+    files.push(['hugetlb', `hugetlb.${pageSize}.limit_in_bytes`, String(limit)]);
   return files;
 }
 
@@ -112,7 +118,10 @@ function unified(root: string): Cgroups {
     for (let depth = 0; depth <= above.length; depth++) {
       await enableControllers(`${root}/${above.slice(0, depth).join('/')}`);
     }
-    for (const [file, value] of unifiedFiles(resources)) await put(`${root}${clean}/${file}`, value);
+    for (const [file, value] of unifiedFiles(resources)) {
+      const target = `${root}${clean}/${file}`;
+      if (!file.startsWith('hugetlb.') || existsSync(target)) await put(target, value);
+    }
   };
   return {
     version: 2,
@@ -169,6 +178,7 @@ function hierarchies(root: string): Cgroups {
     const late: [string, string][] = [];
     for (const [controller, file, value] of hierarchyFiles(resources)) {
       const folder = folderOf(controller);
+      if (folder === undefined && controller === 'hugetlb') continue;
       if (folder === undefined) {
         throw new KeelsonError('SYSCALL_FAILED', `cannot set ${file}: no cgroup hierarchy for ${controller}`);
       }

@@ -345,6 +345,11 @@ async function device(csi: Csi): Promise<void> {
   await attach(csi, 'raw');
   assert.equal(await said(csi, 'raw'), 'written\n');
   assert.equal(await run(csi, 'raw', 'cat', '/tmp/done'), '0\n');
+  const summary = JSON.parse(
+    await csi.cluster.kubectl(['get', '--raw', `/api/v1/nodes/${csi.node.name}/proxy/stats/summary`]),
+  ) as { pods: { podRef: { name: string }; volume?: { name: string; capacityBytes: number }[] }[] };
+  const told = summary.pods.find(({ podRef }) => podRef.name === 'raw')?.volume;
+  assert.ok(told?.some(({ name, capacityBytes }) => name === 'v' && capacityBytes > 0));
   await remove(csi, 'raw');
 }
 

@@ -145,7 +145,7 @@ test('security contexts', { skip, timeout: 600_000 }, async (t) => {
     const local = await run('mkdir /tmp/x 2>&1; true', profile('Localhost', 'team/nomkdir.json'));
     assert.match(local.text, /Operation not permitted/);
     await stuck(
-      'CreateContainerConfigError',
+      'CreateContainerError',
       /seccomp\/team\/none\.json: it cannot be read \(ENOENT\)/,
       profile('Localhost', 'team/none.json'),
       {},

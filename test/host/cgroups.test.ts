@@ -74,6 +74,9 @@ test('resources as files', () => {
     ['memory', 'memory.limit_in_bytes', '7'],
     ['pids', 'pids.max', '9'],
   ]);
+  const pages = { hugepageLimits: [{ pageSize: '2MB', limit: 0 }] };
+  assert.deepEqual(unifiedFiles(pages), [['hugetlb.2MB.max', '0']]);
+  assert.deepEqual(hierarchyFiles(pages), [['hugetlb', 'hugetlb.2MB.limit_in_bytes', '0']]);
   const none = { cpuQuota: -1, memoryLimitBytes: -1, pidsLimit: -1 };
   assert.deepEqual(unifiedFiles(none), [
     ['cpu.max', 'max 100000'],
@@ -219,3 +222,19 @@ for (const version of [1, 2] as const) {
     );
   });
 }
+
+test('huge pages are limited where the kernel can, and are no fault where it cannot', async (t) => {
+  const root = await mkdtemp(join(tmpdir(), 'keelson-test-hugetlb-'));
+  t.after(() => rm(root, { recursive: true, force: true }));
+  const resources = { memoryLimitBytes: 7, hugepageLimits: [{ pageSize: '2MB', limit: 4_194_304 }] };
+  const file = (name: string) => readFile(join(root, name), 'utf8');
+  for (const controller of ['memory', 'hugetlb']) {
+    await mkdir(join(root, controller, 'pod'), { recursive: true });
+    await writeFile(join(root, controller, 'cgroup.procs'), '');
+    const name = controller === 'memory' ? 'memory.limit_in_bytes' : 'hugetlb.2MB.limit_in_bytes';
+    await writeFile(join(root, controller, 'pod', name), '');
+    await detectCgroups(root).ensure('/pod', resources);
+    assert.equal(await file('memory/pod/memory.limit_in_bytes'), '7');
+  }
+  assert.equal(await file('hugetlb/pod/hugetlb.2MB.limit_in_bytes'), '4194304');
+});

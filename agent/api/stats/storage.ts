@@ -76,7 +76,7 @@ const kinds = new Map<string, { readonly own: boolean }>([
 export interface StorageOptions {
   readonly kubeletDir: string;
   readonly clock: Clock;
-  /** What the driver of a CSI volume says of the volume in that folder; undefined: nothing, the file system tells. */
+  /** What the driver of a CSI volume says of the volume in that folder, or of that device; undefined: nothing, the file system tells. */
   readonly csiUsage?: ((folder: string) => Promise<Omit<Storage, 'at'> | undefined>) | undefined;
 }
 
@@ -129,7 +129,18 @@ export function makeStorageReader(options: StorageOptions): StorageReader {
           ),
         ),
       );
-      return found.flat().filter((volume) => volume !== undefined);
+      const devices = join(kubeletDir, 'pods', uid, 'volumeDevices', 'kubernetes.io~csi');
+      const told = await Promise.all(
+        (await readdir(devices).catch(() => [])).map((name) => askDriver(join(devices, name), name)),
+      );
+      return [...found.flat(), ...told].filter((volume) => volume !== undefined);
+
+      async function askDriver(path: string, name: string): Promise<MeasuredVolume | undefined> {
+        const said = await csiUsage?.(path);
+        if (said === undefined) return undefined;
+        const { claim, volume } = claimOf(pod, name);
+        return { name: volume, claim, ephemeral: false, storage: { at: clock.now(), ...said } };
+      }
 
       async function measureVolume(
         path: string,
@@ -139,11 +150,8 @@ export function makeStorageReader(options: StorageOptions): StorageReader {
         nodeDevice: number,
       ): Promise<MeasuredVolume | undefined> {
         const isCsi = kind === 'kubernetes.io~csi';
-        const told = isCsi ? await csiUsage?.(path) : undefined;
-        if (told !== undefined) {
-          const { claim, volume } = claimOf(pod, name);
-          return { name: volume, claim, ephemeral: false, storage: { at: clock.now(), ...told } };
-        }
+        const said = isCsi ? await askDriver(path, name) : undefined;
+        if (said !== undefined) return said;
         const inside = isCsi ? join(path, 'mount') : path;
         const at = await lstat(inside).catch(() => undefined);
         if (at === undefined) return undefined;

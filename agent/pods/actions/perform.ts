@@ -12,6 +12,7 @@ import {
   volumeBackoff,
 } from '../plan/backoff.ts';
 import { without } from '../plan/memory.ts';
+import { podHugepages } from '../resources/kernel_limits.ts';
 import { everyContainer, formatPod, uidOf } from '../spec/pod.ts';
 import { podCgroup, podCgroupResources } from '../spec/qos.ts';
 import { hasOwnUsers, makeSandboxConfig, parseResolvConf, podDns } from '../spec/sandbox_config.ts';
@@ -177,7 +178,10 @@ function remember(
 async function makeCgroup(context: ActionContext): Promise<MemoryUpdate> {
   const { pod, config, cgroups } = context;
   try {
-    await cgroups?.ensure(podCgroup(pod, config.cgroup).path, podCgroupResources(pod, config.cgroup));
+    await cgroups?.ensure(podCgroup(pod, config.cgroup).path, {
+      ...podCgroupResources(pod, config.cgroup),
+      ...podHugepages(pod, config.kernel),
+    });
   } catch (error) {
     tell(
       context,

@@ -49,10 +49,8 @@ export async function createContainer(
     await context.runtime.createContainer(sandboxId, config, context.signal);
   } catch (error) {
     if (interrupted(context)) throw error;
-    // What the configuration is refused for is a fault of the configuration, also when the runtime finds it.
-    const configFault = error instanceof KeelsonError && error.code === 'CONTAINER_CONFIG_INVALID';
     tell(context, name, 'Warning', 'Failed', `Error: ${describe(error)}`);
-    const remember = failure(context, name, configFault ? 'CreateContainerConfigError' : step, error);
+    const remember = failure(context, name, step, error);
     if (!isError(error, 'IMAGE_NOT_PRESENT')) return remember;
     // It was there when it was looked for, and has been removed since: it is to be looked for anew.
     return (memory) => remember({ ...memory, images: without(memory.images, name) });

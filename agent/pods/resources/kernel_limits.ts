@@ -6,7 +6,7 @@ import type { LinuxContainerResources } from '../../../runtime/api.ts';
 import { parseQuantity, wholeUnits } from '../../apiserver/quantity.ts';
 import type { Pod, PodContainer } from '../../apiserver/types.ts';
 import { allContainers } from '../spec/pod.ts';
-import { milliOf, podNeeds, qosClassOf } from '../spec/qos.ts';
+import { milliOf, podNeeds, podRequestMilli, qosClassOf } from '../spec/qos.ts';
 import { mayRestart } from './allocation.ts';
 import { isCritical } from './preemption.ts';
 
@@ -72,6 +72,20 @@ export function kernelLimits(
   return {
     ...(Object.keys(unified).length === 0 ? {} : { unified }),
     ...(hugepageLimits.length === 0 ? {} : { hugepageLimits }),
+  };
+}
+
+/** What a pod's cgroup gets of huge pages: nothing of the sizes that it does not ask for (cm.maybeSetHugetlb). */
+export function podHugepages(
+  pod: Pod,
+  settings: KernelSettings | undefined,
+): { readonly hugepageLimits?: { readonly pageSize: string; readonly limit: number }[] } {
+  if (settings === undefined || settings.hugepages.length === 0) return {};
+  return {
+    hugepageLimits: settings.hugepages.map((resource) => ({
+      pageSize: pageSize(resource),
+      limit: Math.ceil(podRequestMilli(pod, resource) / 1000),
+    })),
   };
 }
 

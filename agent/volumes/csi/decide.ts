@@ -11,6 +11,7 @@ export interface CsiDriverObject {
     readonly fsGroupPolicy?: string;
     readonly podInfoOnMount?: boolean;
     readonly requiresRepublish?: boolean;
+    readonly seLinuxMount?: boolean;
     readonly serviceAccountTokenInSecrets?: boolean;
     readonly tokenRequests?: readonly { readonly audience: string; readonly expirationSeconds?: number }[];
     readonly volumeLifecycleModes?: readonly string[];

@@ -6,6 +6,7 @@ import type { Logger } from '../../../runtime/host/log.ts';
 import type { PersistentVolume, Pod, Volume } from '../../apiserver/types.ts';
 import { isMounted } from '../kinds/filesystem.ts';
 import type { Prepared, VolumeKind, VolumeRequest } from '../kinds/kind.ts';
+import { fileContext as hostContext } from '../kinds/selinux.ts';
 import { mapDevice, unmapDevice } from './block.ts';
 import type { CsiDriverObject, CsiVolume } from './decide.ts';
 import type { CsiDrivers } from './drivers.ts';
@@ -26,6 +27,8 @@ export interface CsiKindOptions {
   readonly inUse?: VolumesInUse;
   /** Grows file systems and devices whose PersistentVolume has grown. Absent: they stay. */
   readonly expander?: Expander;
+  /** Of containers on this host (SELinux). Default: read from the host. */
+  readonly fileContext?: () => Promise<string | undefined>;
   readonly clock: Clock;
   readonly log: Logger;
   /** From 0 to 1, spreads what is repeated. Default Math.random. */
@@ -107,7 +110,20 @@ export function csiKind(options: CsiKindOptions): VolumeKind {
     random = Math.random,
     warn,
   } = options;
-  const context: CsiContext = { kubeletDir, nodeName, drivers, facts, inUse, staged: new Set() };
+  let selinux: Promise<string | undefined> | undefined;
+  const fileContext = () => {
+    selinux ??= (options.fileContext ?? hostContext)();
+    return selinux;
+  };
+  const context: CsiContext = {
+    kubeletDir,
+    nodeName,
+    drivers,
+    facts,
+    inUse,
+    fileContext,
+    staged: new Set(),
+  };
   /** What concerns one volume of the node happens one after another, whichever pod it is for. */
   const turns = keyedQueue();
   /** Volumes that this process has made for pods, by `<uid>/<name>`; when they are published again, monotonic. */
@@ -133,7 +149,7 @@ export function csiKind(options: CsiKindOptions): VolumeKind {
     const before = done.get(key);
     if (before !== undefined && (before.due === undefined || before.due > clock.monotonic()))
       return before.due;
-    const own = { pod, volume, folder, signal };
+    const own = { pod, name, volume, folder, signal };
     const act = volume.block ? mapDevice : mountVolume;
     if (before !== undefined) {
       try {

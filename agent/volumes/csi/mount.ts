@@ -4,6 +4,7 @@ import { dirname } from 'node:path';
 import type { Pod } from '../../apiserver/types.ts';
 import { isMounted } from '../kinds/filesystem.ts';
 import { setOwnership } from '../kinds/ownership.ts';
+import { mountLabel, withLabel } from '../kinds/selinux.ts';
 import {
   type CsiDriverObject,
   type CsiVolume,
@@ -18,7 +19,7 @@ import type { CsiDriver, CsiDrivers } from './drivers.ts';
 import type { CsiFacts } from './facts.ts';
 import type { VolumesInUse } from './in_use.ts';
 import type { NodeCapability } from './messages.ts';
-import { attachmentName, globalMount, mountPath } from './paths.ts';
+import { attachmentName, blockPaths, globalMount, mountPath } from './paths.ts';
 import { hasOtherMounts, readData, removeMount, writeData } from './users.ts';
 
 export interface CsiContext {
@@ -29,6 +30,8 @@ export interface CsiContext {
   readonly facts: CsiFacts;
   /** Absent where there is no apiserver. */
   readonly inUse: VolumesInUse | undefined;
+  /** Of containers on this host; undefined without SELinux. Default: there is none. */
+  readonly fileContext?: () => Promise<string | undefined>;
   /** Volumes that this process has staged: `<driver>^<handle>`. */
   readonly staged: Set<string>;
 }
@@ -36,6 +39,8 @@ export interface CsiContext {
 /** One pod's wish for a volume. */
 export interface CsiRequest {
   readonly pod: Pod;
+  /** Of the volume in the pod. */
+  readonly name: string;
   readonly volume: CsiVolume;
   /** The pod's folder of the volume. */
   readonly folder: string;
@@ -56,10 +61,12 @@ export async function mountVolume(
   request: CsiRequest,
 ): Promise<CsiDriverObject | undefined> {
   const { kubeletDir, nodeName, drivers, facts } = context;
-  const { pod, volume, folder, again, signal } = request;
-  const driver = drivers.get(volume.driver);
-  const object = await facts.driver(volume.driver, signal);
-  checkLifecycle(volume, object);
+  const { pod, name, folder, again, signal } = request;
+  const driver = drivers.get(request.volume.driver);
+  const object = await facts.driver(request.volume.driver, signal);
+  checkLifecycle(request.volume, object);
+  const label = mountLabel(pod, name, request.volume, object, await context.fileContext?.());
+  const volume = withLabel(request.volume, label);
   const can = await driver.can(signal);
   const { fsGroup, fsGroupChangePolicy: changePolicy } = pod.spec?.securityContext ?? {};
   const ours = weSetGroup(volume, object, can, fsGroup);
@@ -215,19 +222,24 @@ export interface VolumeUsage {
   readonly inodesUsed: number;
 }
 
-/** How full the volume in the pod's `folder` is; undefined where its driver does not say. */
+/**
+ * How full the volume in the pod's `folder` is, or how big the device whose link that is; undefined where its driver
+ * does not say.
+ */
 export async function volumeUsage(
   drivers: CsiDrivers,
   folder: string,
+  kubeletDir: string,
   signal: AbortSignal,
 ): Promise<VolumeUsage | undefined> {
-  const data = await readData(folder);
+  const { data: place, path } = placeOf(folder, kubeletDir);
+  const data = await readData(place);
   if (data === undefined) return undefined;
   const driver = drivers.get(data.driverName);
   if (!(await driver.can(signal))('GET_VOLUME_STATS')) return undefined;
   const { usage } = await driver.call(
     'NodeGetVolumeStats',
-    { volumeId: data.volumeHandle, volumePath: mountPath(folder) },
+    { volumeId: data.volumeHandle, volumePath: path },
     signal,
   );
   const of = (wanted: string) => usage.find(({ unit }) => unit === wanted);
@@ -242,4 +254,12 @@ export async function volumeUsage(
     inodesFree: Number(inodes?.available ?? 0),
     inodesUsed: Number(inodes?.used ?? 0),
   };
+}
+
+/** `<pod>/volumes/<plugin>/<name>`, or `<pod>/volumeDevices/<plugin>/<name>`. */
+function placeOf(folder: string, kubeletDir: string): { readonly data: string; readonly path: string } {
+  const [uid = '', kind, , name = ''] = folder.split('/').slice(-4);
+  if (kind !== 'volumeDevices') return { data: folder, path: mountPath(folder) };
+  const { data, publish } = blockPaths(kubeletDir, name, uid);
+  return { data, path: publish };
 }

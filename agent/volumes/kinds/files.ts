@@ -5,6 +5,7 @@ import type { Clock } from '../../../runtime/host/clock.ts';
 import type { Logger } from '../../../runtime/host/log.ts';
 import type { ObjectCache, Pod, Volume } from '../../apiserver/types.ts';
 import { isWritten, writeAtomically } from '../atomic.ts';
+import type { Certificates } from '../certificates/certificates.ts';
 import { isMountPoint, mountTmpfs } from '../mounts.ts';
 import { nestedMountPoints } from '../nested.ts';
 import { type Collected, collect, tokenKey } from '../sources.ts';
@@ -28,6 +29,7 @@ export interface FilesOptions {
   readonly objects: ObjectCache;
   readonly tokens: Tokens;
   readonly trust: () => Promise<Trust>;
+  readonly certificates: () => Promise<Certificates>;
   readonly clock: Clock;
   readonly log: Logger;
   readonly random: () => number;
@@ -36,7 +38,7 @@ export interface FilesOptions {
 }
 
 export function filesKinds(options: FilesOptions): VolumeKind[] {
-  const { objects, tokens, trust, clock, log, random, allocatable } = options;
+  const { objects, tokens, trust, certificates, clock, log, random, allocatable } = options;
   /** Uids of pods whose tokens were looked for in what an earlier process wrote. */
   const adopted = new Set<string>();
 
@@ -48,7 +50,7 @@ export function filesKinds(options: FilesOptions): VolumeKind[] {
     const ready = { hostPath: folder, readOnly: true };
     let collected: Collected;
     try {
-      collected = await collect(pod, volume, { objects, tokens, trust, allocatable }, signal);
+      collected = await collect(pod, volume, { objects, tokens, trust, certificates, allocatable }, signal);
     } catch (error) {
       if (signal?.aborted || !(await isWritten(folder))) throw error;
       log.warn(

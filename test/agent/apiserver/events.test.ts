@@ -113,6 +113,53 @@ test('while the apiserver is away events wait, the oldest go, and equal ones are
   );
 });
 
+test('after hours without an apiserver there are the warnings, in order, with their counts', async (t) => {
+  let away = true;
+  const fake = await startFake(t, (_, response) => {
+    if (away) response.destroy();
+    else json(response, 200, {});
+  });
+  const clock = fastClock();
+  const warned: unknown[] = [];
+  const log = { ...silent, warn: (fields: unknown) => warned.push(fields) } as unknown as typeof silent;
+  const recorder = makeEventRecorder({ client: fake.client(), host: 'n', clock, log, qps: 0 });
+  t.after(() => recorder.close());
+  const of = (name: string) => ({ ...pod, metadata: { name, namespace: 'a', uid: name } });
+  const began = clock.now();
+  for (let hour = 0; hour < 6; hour++) {
+    recorder.event(of('waiting'), 'Warning', 'FailedScheduling', 'as ever');
+    for (let i = 0; i < 100; i++) recorder.event(of(`bad-${hour}-${i}`), 'Warning', 'BackOff', 'x');
+    for (let i = 0; i < 900; i++) recorder.event(of(`good-${hour}-${i}`), 'Normal', 'Started', 'x');
+    assert.ok(recorder.pending <= 1000);
+    clock.advance(3_600_000);
+  }
+  await until(() => fake.asked.length >= 3);
+  assert.ok(recorder.pending <= 1000);
+  away = false;
+  const before = fake.asked.length;
+  await until(() => recorder.pending === 0 && fake.asked.length - before >= 1000);
+  const written = fake.asked.slice(before).map(({ body }) => JSON.parse(body));
+  const names: string[] = written.map(({ involvedObject }) => involvedObject.name);
+  const expected = Array.from({ length: 6 }, (_, hour) =>
+    Array.from({ length: 100 }, (__, i) => `bad-${hour}-${i}`),
+  ).flat();
+  assert.deepEqual(
+    names.filter((name) => name.startsWith('bad')),
+    expected,
+    'every warning, oldest first',
+  );
+  const [longest] = written.filter(({ involvedObject }) => involvedObject.name === 'waiting');
+  assert.equal(longest.count, 6);
+  assert.equal(Date.parse(longest.firstTimestamp), began);
+  assert.ok(Date.parse(longest.lastTimestamp) - began >= 5 * 3_600_000);
+  assert.deepEqual(
+    names.filter((name) => name.startsWith('good')),
+    Array.from({ length: 399 }, (_, i) => `good-5-${501 + i}`),
+    'and the newest of the rest',
+  );
+  assert.deepEqual(warned, [{ spoolLimit: 1000 }, { dropped: 6001 - 1000 }], 'told once');
+});
+
 test('an event that is refused is dropped, one that has expired is made anew, one that is there is enough', async (t) => {
   const answers = [
     [422, 'Invalid'],

@@ -797,6 +797,23 @@ test('a pod that does not go for a critical one within its grace is told of', as
   await advanceUntil(world, 60_000, () => world.phase('critical') === 'Running', 'the critical one');
 });
 
+test('a sandbox that the runtime cannot tell of is told of once', async (t) => {
+  const world = makeWorld(t);
+  world.create(named('web'));
+  await until(() => world.phase('web') === 'Running', 'Running');
+  let tries = 0;
+  world.runtime.podSandboxStatus = async () => {
+    tries++;
+    throw new KeelsonError('UNAVAILABLE', 'the runtime does not answer');
+  };
+  world.runtime.exit([...world.runtime.containers.keys()][0]!, 1);
+  await advanceUntil(world, 1100, () => tries > 3, 'some tries');
+  assert.deepEqual(
+    world.events.told.filter((line) => line.includes('FailedPodSandBoxStatus')),
+    ['Warning FailedPodSandBoxStatus web: Unable to get pod sandbox status: the runtime does not answer'],
+  );
+});
+
 test('a pod that cannot be looked at is told of once, and again after it could be', async (t) => {
   const world = makeWorld(t);
   const lost = () => world.events.told.filter((line) => line.startsWith('Warning FailedSync web: '));

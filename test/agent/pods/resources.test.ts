@@ -18,6 +18,7 @@ import { operatingSystem, requestOf, type Shortage, taints } from '../../../agen
 import {
   type KernelSettings,
   kernelLimits,
+  podHugepages,
   swapDevices,
   swapForbids,
 } from '../../../agent/pods/resources/kernel_limits.ts';
@@ -544,6 +545,23 @@ test('huge pages: nothing but what a container has a limit for', () => {
     { pageSize: '2MB', limit: 4 * 2 ** 20 },
     { pageSize: '1GB', limit: 0 },
   ]);
+});
+
+test('huge pages of a pod: what its containers ask for together, with its overhead', () => {
+  const settings = { ...host, hugepages: ['hugepages-2Mi', 'hugepages-1Gi'] };
+  const pages = (amount: string) => asking({ 'hugepages-2Mi': amount }, { 'hugepages-2Mi': amount });
+  const pod = makePod({
+    containers: [pages('4Mi'), { ...pages('6Mi'), name: 'other' }],
+    overhead: { 'hugepages-2Mi': '2Mi' },
+  });
+  assert.deepEqual(podHugepages(pod, settings), {
+    hugepageLimits: [
+      { pageSize: '2MB', limit: 12 * 2 ** 20 },
+      { pageSize: '1GB', limit: 0 },
+    ],
+  });
+  assert.deepEqual(podHugepages(pod, { ...settings, hugepages: [] }), {});
+  assert.deepEqual(podHugepages(pod, undefined), {});
 });
 
 test('a container with swap is not resized in place', () => {

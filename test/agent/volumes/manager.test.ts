@@ -249,8 +249,8 @@ test('what is missing fails with the words of kubelet; optional things may be mi
     [{ name: 'v', gcePersistentDisk: { pdName: 'x' } }, /does not support gcePersistentDisk volumes/],
     [{ name: 'v', iscsi: { targetPortal: 's', iqn: 'i', lun: 0 } }, /does not support iscsi volumes/],
     [
-      { name: 'v', projected: { sources: [{ podCertificate: { keyPath: 'x' } } as object] } },
-      /podCertificate are not supported/,
+      { name: 'v', projected: { sources: [{ somethingNew: { keyPath: 'x' } } as object] } },
+      /somethingNew are not supported/,
     ],
   ];
   for (const [volume, message] of cases) {

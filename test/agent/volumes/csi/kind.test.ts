@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { makeStorageReader } from '../../../../agent/api/stats/storage.ts';
 import { volumeUsage } from '../../../../agent/volumes/csi/mount.ts';
 import { attachmentName, globalMount, inlineHandle } from '../../../../agent/volumes/csi/paths.ts';
 import { grpcError, never } from '../../../peers/plugin.ts';
@@ -373,7 +374,7 @@ test('how full a volume is, is asked of the driver', { skip }, async (t) => {
   const ready = await stage.volumes.setUp(podWith('a', [claimed('data')]));
   const folder = join(ready.get('data')!.hostPath, '..');
   const signal = AbortSignal.timeout(20_000);
-  assert.deepEqual(await volumeUsage(stage.drivers, folder, signal), {
+  assert.deepEqual(await volumeUsage(stage.drivers, folder, stage.kubeletDir, signal), {
     capacityBytes: 100,
     availableBytes: 60,
     usedBytes: 40,
@@ -382,6 +383,60 @@ test('how full a volume is, is asked of the driver', { skip }, async (t) => {
     inodesUsed: 4,
   });
   assert.equal(stage.driver.calls.at(-1)?.request.volumePath, ready.get('data')!.hostPath);
-  assert.equal(await volumeUsage(stage.drivers, join(folder, 'none'), signal), undefined);
+  assert.equal(await volumeUsage(stage.drivers, join(folder, 'none'), stage.kubeletDir, signal), undefined);
   await stage.volumes.tearDown('a');
+});
+
+test('how big a device is, is asked of the driver too', { skip }, async (t) => {
+  const stage = await csiStage(t, { capabilities: ['STAGE_UNSTAGE_VOLUME', 'GET_VOLUME_STATS'] });
+  addVolume(stage, 'disk', { volumeMode: 'Block' });
+  const ready = await stage.volumes.setUp(podWith('a', [claimed('disk')], {}, ['disk']));
+  const link = join(stage.kubeletDir, 'pods/a/volumeDevices/kubernetes.io~csi/pv-disk');
+  const signal = AbortSignal.timeout(20_000);
+  const usage = await volumeUsage(stage.drivers, link, stage.kubeletDir, signal);
+  assert.equal(usage?.capacityBytes, 100);
+  assert.equal(stage.driver.calls.at(-1)?.request.volumePath, ready.get('disk')!.hostPath);
+  const reader = makeStorageReader({
+    kubeletDir: stage.kubeletDir,
+    clock: stage.clock,
+    csiUsage: (folder) => volumeUsage(stage.drivers, folder, stage.kubeletDir, signal),
+  });
+  const [measured, ...others] = await reader.volumes(podWith('a', [claimed('disk')], {}, ['disk']));
+  assert.deepEqual(others, []);
+  assert.equal(measured?.name, 'disk');
+  assert.equal(measured?.claim?.name, 'disk');
+  assert.equal(measured?.ephemeral, false);
+  assert.equal(measured?.storage.capacityBytes, 100);
+  await stage.volumes.tearDown('a');
+});
+
+test('a file system is staged and published with the label of the pod, where the driver can', {
+  skip,
+}, async (t) => {
+  const flags = async (spec: object, fileContext?: string) => {
+    const stage = await csiStage(t, {
+      spec,
+      ...(fileContext === undefined ? {} : { fileContext }),
+    });
+    addVolume(stage, 'data');
+    const pod = podWith('a', [claimed('data')], {
+      securityContext: { seLinuxOptions: { level: 's0:c1,c2' } },
+    });
+    // The kernel here has no SELinux to mount with.
+    const seen: unknown[] = [];
+    for (const method of ['NodeStageVolume', 'NodePublishVolume'])
+      stage.driver.behave.set(method, async (request) => {
+        seen.push(request.volumeCapability?.mount?.mountFlags);
+      });
+    await stage.volumes.setUp(pod);
+    await stage.volumes.tearDown('a');
+    return seen;
+  };
+  const context = 'system_u:object_r:container_file_t:s0';
+  const label = 'context="system_u:object_r:container_file_t:s0:c1,c2"';
+  const [staged, published] = (await flags({ seLinuxMount: true }, context)) as string[][];
+  assert.equal(staged?.at(-1), label);
+  assert.equal(published?.at(-1), label);
+  for (const without of [await flags({ seLinuxMount: true }), await flags({}, context)])
+    assert.ok((without as string[][]).every((one) => !one.some((flag) => flag.startsWith('context='))));
 });

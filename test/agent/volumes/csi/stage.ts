@@ -62,6 +62,7 @@ export async function csiStage(
   t: TestContext,
   options: Partial<FakeCsiOptions> & {
     readonly spec?: object | null;
+    readonly fileContext?: string;
     /** Each call of the driver and of the apiserver is made through this. */
     readonly around?: <T>(call: () => Promise<T>) => Promise<T>;
   } = {},
@@ -145,6 +146,7 @@ export async function csiStage(
       facts,
       inUse,
       expander: makeExpander({ kubeletDir, client, facts, events: recorder, clock, log }),
+      fileContext: async () => options.fileContext,
       clock,
       log,
       random: () => 0,
