@@ -4,6 +4,8 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import type { ApiserverClient, WatchEvent } from '../../../agent/apiserver/types.ts';
+import { makeCertificates } from '../../../agent/volumes/certificates/certificates.ts';
 import { makeKeyAndProof } from '../../../agent/volumes/certificates/keys.ts';
 import {
   abandoned,
@@ -15,6 +17,7 @@ import {
 import { credentialFiles } from '../../../agent/volumes/sources.ts';
 import { isError } from '../../../runtime/host/errors.ts';
 import { exec } from '../../../runtime/host/exec.ts';
+import { makeLogger } from '../../../runtime/host/log.ts';
 
 test('keys of every type, with a request that openssl finds to be signed by them', async (t) => {
   const folder = await mkdtemp(join(tmpdir(), 'keelson-test-keys-'));
@@ -141,4 +144,119 @@ test('files: a bundle, a key and a chain, each where it is asked for, private wh
     ['c', 'C', 0o644],
   ]);
   assert.deepEqual(files({ keyPath: 'k' }, { securityContext: { fsGroup: 1 } }), [['k', 'K', 0o600]]);
+});
+
+test('a certificate is asked for once, refreshed when it is due, and one that is denied then stays so', {
+  timeout: 30_000,
+}, async (t) => {
+  const ending = new AbortController();
+  t.after(() => ending.abort());
+  let passed = 0;
+  const clock = {
+    now: () => 1_000_000 + passed,
+    monotonic: () => passed,
+    after(ms: number, body: () => void) {
+      const timer = setTimeout(body, ms);
+      return () => clearTimeout(timer);
+    },
+  };
+  const events: WatchEvent<object>[] = [];
+  let wake = () => {};
+  const made: { name: string; body: { spec: object } }[] = [];
+  const queries: unknown[] = [];
+  let version = 10;
+  const iso = (time: number) => new Date(time).toISOString();
+  const say = (name: string, conditions: object[], status: object = {}) => {
+    events.push({
+      type: 'MODIFIED',
+      object: {
+        metadata: { name, namespace: 'n', uid: name, resourceVersion: String(version++) },
+        spec: { podUID: 'u' },
+        status: { conditions, ...status },
+      },
+    });
+    wake();
+  };
+  let onMade = (_name: string) => {};
+  const client = {
+    get: async (path: string) => ({ metadata: { uid: path.includes('/nodes/') ? 'node-uid' : 'sa-uid' } }),
+    async create(_: string, body: { spec: object }) {
+      const name = `req-${made.length + 1}`;
+      made.push({ name, body });
+      onMade(name);
+      return { metadata: { name, namespace: 'n' } };
+    },
+    async list(path: string, options: { query?: object }) {
+      queries.push([path, options.query]);
+      return { metadata: { resourceVersion: '5' }, items: [] };
+    },
+    async *watch(_: string, options?: { signal?: AbortSignal }) {
+      for (;;) {
+        while (events.length > 0) yield events.shift()!;
+        await new Promise<void>((resolve, reject) => {
+          wake = resolve;
+          options?.signal?.addEventListener('abort', () => reject(options.signal!.reason));
+        });
+      }
+    },
+  } as unknown as ApiserverClient;
+  const warned: string[] = [];
+  const certificates = makeCertificates({
+    client,
+    nodeName: 'node',
+    clock,
+    log: makeLogger('silent'),
+    warn: (_, reason) => void warned.push(reason),
+    ending: ending.signal,
+    random: () => 0,
+  });
+  const pod = { metadata: { name: 'p', namespace: 'n', uid: 'u' }, spec: { containers: [] } };
+  const source = {
+    volume: 'v',
+    index: 0,
+    projection: { signerName: 's/s', keyType: 'ECDSAP256', keyPath: 'k' },
+  };
+  const get = () => certificates.get(pod, source, undefined);
+  const issue = (chain: string) => (name: string) =>
+    say(name, [{ type: 'Issued' }], {
+      certificateChain: pem(chain),
+      beginRefreshAt: iso(clock.now() + 60_000),
+      notAfter: iso(clock.now() + 120_000),
+    });
+
+  onMade = issue('first');
+  const first = await get();
+  assert.equal(first.chain, pem('first'));
+  assert.equal(first.renewAt, clock.now() + 60_000);
+  assert.deepEqual(await get(), first, 'it is kept');
+  assert.equal(made.length, 1);
+  assert.match(JSON.stringify(queries[0]), /"fieldSelector":"spec\.nodeName=node"/);
+  const { stubPKCS10Request: _, ...spec } = made[0]!.body.spec as Record<string, unknown>;
+  assert.deepEqual(JSON.parse(JSON.stringify(spec)), {
+    signerName: 's/s',
+    podName: 'p',
+    podUID: 'u',
+    serviceAccountName: 'default',
+    serviceAccountUID: 'sa-uid',
+    nodeName: 'node',
+    nodeUID: 'node-uid',
+  });
+
+  passed += 60_000;
+  onMade = issue('second');
+  const second = await get();
+  assert.equal(second.chain, pem('second'));
+  assert.notEqual(second.key, first.key, 'a key of its own');
+  assert.equal(made.length, 2);
+
+  passed += 800_000;
+  onMade = (name) => say(name, [{ type: 'Denied', reason: 'No', message: 'never' }]);
+  await assert.rejects(get(), /permanently denied: reason="No" message="never"/);
+  await assert.rejects(get(), /permanently denied/);
+  assert.equal(made.length, 3, 'it is not asked for again');
+  assert.deepEqual(warned, ['CertificateOverdueForRefresh', 'CertificateExpired', 'Denied']);
+
+  certificates.forget('u');
+  onMade = issue('new');
+  assert.equal((await get()).chain, pem('new'), 'a pod that comes anew starts anew');
 });
