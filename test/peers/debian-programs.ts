@@ -7,15 +7,16 @@ import { cacheFolder } from './go-programs.ts';
 import { fetchProgram, linkedFiles, suite } from './linked-program.ts';
 import type { TarEntry } from './tar.ts';
 
-const packages = ['bash', 'curl', 'util-linux'];
-const programs = ['usr/bin/bash', 'usr/bin/curl', 'usr/bin/nsenter'];
+const packages = ['bash', 'curl', 'netcat-openbsd', 'util-linux'];
+const programs = ['usr/bin/bash', 'usr/bin/curl', 'usr/bin/nsenter', 'bin/nc.openbsd'];
 
 /**
- * bash, curl and nsenter in `/usr/bin`, with their libraries; the first call on a machine downloads 20 MB from Debian.
- * busybox's own nsenter would not start the programs of where it enters, but itself for all that it has an applet for.
+ * bash, curl, nsenter and nc, with their libraries; the first call on a machine downloads 20 MB from Debian. busybox's own
+ * nsenter would not start the programs of where it enters, but itself for all that it has an applet for; its nc knows
+ * no unix sockets.
  */
 export async function toolFiles(signal?: AbortSignal): Promise<TarEntry[]> {
-  const root = join(cacheFolder(), `tools-${suite}`);
+  const root = join(cacheFolder(), `${packages.join('-')}-${suite}`);
   const choose = (debian: DebianSuite) => debian.downloadWithDependencies(packages);
   await fetchProgram(root, programs[0]!, choose, signal);
   const files = (await Promise.all(programs.map((program) => linkedFiles(root, program)))).flat();
@@ -26,6 +27,7 @@ export async function toolFiles(signal?: AbortSignal): Promise<TarEntry[]> {
     ...['bash', 'nsenter'].map(
       (name): TarEntry => ({ path: `bin/${name}`, type: 'symlink', target: `/usr/bin/${name}` }),
     ),
+    { path: 'bin/nc', type: 'symlink', target: '/bin/nc.openbsd' },
   ];
 }
 
