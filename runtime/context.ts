@@ -9,6 +9,7 @@ import type { Cgroups } from './host/cgroups.ts';
 import type { Clock } from './host/clock.ts';
 import { isError, KeelsonError } from './host/errors.ts';
 import type { Logger } from './host/log.ts';
+import type { Patience } from './host/patience.ts';
 import { type MountView, makeMountView } from './monitor/view.ts';
 import { missingProgram } from './oci/conmon.ts';
 import { makeOciRuntime, type OciRuntime } from './oci/runc.ts';
@@ -73,6 +74,7 @@ export interface Context {
   readonly folders: Folders;
   readonly programs: Programs;
   readonly host: HostFacts;
+  readonly patience: Patience;
   readonly accountsOf: ReturnType<typeof makeAccounts>;
   readonly apparmor: AppArmor;
   readonly selinux: Selinux;
@@ -166,6 +168,7 @@ export function openMountView(
   { runDir, data }: Folders,
   handlers: Readonly<Record<string, { readonly path: string }>>,
   further: readonly string[],
+  patience: Patience,
   log: Logger,
 ): MountView | undefined {
   const nsenter = findProgram('nsenter');
@@ -174,7 +177,7 @@ export function openMountView(
   const programs = Object.values(handlers).flatMap(({ path }) => findProgram(path) ?? []);
   try {
     const folders = [runDir, data, ...programs.map((path) => dirname(realpathSync(path))), ...further];
-    return makeMountView(folders, nsenter);
+    return makeMountView(folders, nsenter, patience);
   } catch (error) {
     if (!isError(error, 'SYSCALL_FAILED')) throw error;
     log.warn(

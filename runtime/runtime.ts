@@ -26,6 +26,7 @@ import type { Clock } from './host/clock.ts';
 import { type Database, lockFile } from './host/database.ts';
 import { describe, KeelsonError } from './host/errors.ts';
 import type { Logger } from './host/log.ts';
+import { makePatience } from './host/patience.ts';
 import { forwardPort } from './io/forward.ts';
 import { makeLaunches } from './monitor/launch.ts';
 import { makeMonitorWatch } from './monitor/watch.ts';
@@ -95,7 +96,8 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
   }
   const state = openState(options.db);
   const cgroups = detectCgroups();
-  const view = openMountView(folders, handlers, options.mountFolders ?? [], log);
+  const patience = makePatience({ clock });
+  const view = openMountView(folders, handlers, options.mountFolders ?? [], patience, log);
   const listeners = new Set<(event: ContainerEvent) => void>();
   const warned = new Set<string>();
   const context: Context = {
@@ -113,6 +115,7 @@ export async function makeRuntime(options: RuntimeOptions): Promise<EmbeddedRunt
       view,
     }),
     host: readHostFacts(cgroups.version),
+    patience,
     accountsOf: makeAccounts(),
     apparmor: makeAppArmor({ tempDir: folders.runDir }),
     selinux: makeSelinux(options.selinux ?? false),

@@ -6,6 +6,7 @@ import { abortError, describe, errnoOf, isError, KeelsonError } from '../../runt
 import { listFolder } from '../../runtime/host/files.ts';
 import { keyedQueue } from '../../runtime/host/keyed.ts';
 import type { Logger } from '../../runtime/host/log.ts';
+import { makePatience } from '../../runtime/host/patience.ts';
 import type { ApiserverClient, ObjectCache, Pod, Volume } from '../apiserver/types.ts';
 import type { Certificates } from './certificates/certificates.ts';
 import { checkNode } from './claims/claim.ts';
@@ -19,7 +20,6 @@ import type { VolumeKind, VolumeSource } from './kinds/kind.ts';
 import { localKind } from './kinds/local.ts';
 import { nfsKind } from './kinds/nfs.ts';
 import { unmountBelow } from './mounts.ts';
-import { makePatience } from './patience.ts';
 import { removeBelow } from './teardown.ts';
 import { makeTokens } from './tokens.ts';
 import type { Trust } from './trust/bundles.ts';

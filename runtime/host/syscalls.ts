@@ -133,9 +133,9 @@ export function mount(
 function aside(
   work: { async(...args: unknown[]): void },
   ...args: readonly (string | number | null)[]
-): Promise<number> {
+): Promise<number | bigint> {
   return new Promise((resolve, reject) => {
-    work.async(...args, (error: Error | null, result: number) =>
+    work.async(...args, (error: Error | null, result: number | bigint) =>
       error === null ? resolve(result) : reject(error),
     );
   });
@@ -158,11 +158,25 @@ const AT_RECURSIVE = 0x8000;
  * Linux 5.2. It is mounted nowhere until `attachMount`, and goes with its descriptor where that never happens. Throws
  * SYSCALL_FAILED with `details.errno`.
  */
-export function copyMount(path: string, { recursive }: { readonly recursive: boolean }): number {
+export function copyMount(path: string, { recursive }: CopyOptions): number {
+  return check(Number(c.openTree(...copyArguments(path, recursive))), `open_tree ${path}`);
+}
+
+/** `copyMount` without holding up the main thread: a server of `path` that is gone keeps who asks waiting. */
+export async function copyMountAside(path: string, { recursive }: CopyOptions): Promise<number> {
+  const tree = Number(await aside(c.openTree, ...copyArguments(path, recursive)));
+  if (tree !== -1) return tree;
+  throw new KeelsonError('SYSCALL_FAILED', `open_tree ${path} failed`);
+}
+
+interface CopyOptions {
+  readonly recursive: boolean;
+}
+
+function copyArguments(path: string, recursive: boolean): [number, number, string, number] {
   const OPEN_TREE = 428;
   const OPEN_TREE_CLONE_CLOEXEC = 1 | 0o2000000;
-  const flags = OPEN_TREE_CLONE_CLOEXEC | (recursive ? AT_RECURSIVE : 0);
-  return check(Number(c.openTree(OPEN_TREE, AT_FDCWD, path, flags)), `open_tree ${path}`);
+  return [OPEN_TREE, AT_FDCWD, path, OPEN_TREE_CLONE_CLOEXEC | (recursive ? AT_RECURSIVE : 0)];
 }
 
 /** Mounts what `copyMount` gave at `target`, links of which are followed: move_mount(2). */

@@ -12,7 +12,7 @@ import { wantedCdiDevices } from '../cdi/registry.ts';
 import type { Context, Folders } from '../context.ts';
 import { abortError, describe, isError, KeelsonError } from '../host/errors.ts';
 import { logPathOf } from '../oci/bundle.ts';
-import { type MonitorOptions, startMonitor } from '../oci/conmon.ts';
+import { type MonitorOptions, type MountsAt, startMonitor } from '../oci/conmon.ts';
 import type { ContainerRecord } from '../state.ts';
 import { endMakers } from './makers.ts';
 
@@ -136,13 +136,13 @@ export function mountsNeeded(
   { runDir, data, sandbox }: Pick<Folders, 'runDir' | 'data' | 'sandbox'>,
   sandboxId: string,
   { mounts, cdiDevices = [], annotations }: Pick<ContainerConfig, 'mounts' | 'cdiDevices' | 'annotations'>,
-): readonly string[] | undefined {
+): MountsAt | undefined {
   const sources = mounts.filter(({ image }) => image === undefined);
   const holdsOurs = ({ hostPath }: { readonly hostPath: string }) =>
     [runDir, data].some((folder) => !relative(hostPath, folder).startsWith('..'));
   if (wantedCdiDevices(cdiDevices, annotations).length > 0) return undefined;
   if (sources.some((mount) => mount.propagation !== 'private' || holdsOurs(mount))) return undefined;
-  return [sandbox(sandboxId), ...sources.map(({ hostPath }) => hostPath)];
+  return { own: [sandbox(sandboxId)], others: sources.map(({ hostPath }) => hostPath) };
 }
 
 /** `work`, or an error as soon as `signal` is aborted; the work goes on. */

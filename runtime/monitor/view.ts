@@ -9,10 +9,12 @@
  * other threads stay where they are.
  */
 import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
+import type { Patience } from '../host/patience.ts';
 import {
   attachMount,
   cloneFlags,
   copyMount,
+  copyMountAside,
   fchdir,
   mount,
   mountFlags,
@@ -26,10 +28,11 @@ export interface MountView {
   /** Calls `start`, which must be synchronous and short; a process that it starts sees the view. */
   within<T>(start: () => T): T;
   /**
-   * A mount namespace with the view and what is mounted at and below `paths`, as a descriptor that the caller closes.
-   * Paths whose file system the view lacks, and `/`, cannot be added. Throws SYSCALL_FAILED.
+   * A mount namespace with the view and what is mounted at and below these paths, as a descriptor that the caller closes:
+   * `own` ones answer at once, `others` may not. Paths whose file system the view lacks, and `/`, cannot be added. Throws SYSCALL_FAILED, VOLUME_FAILED where one
+   * does not answer.
    */
-  extend(paths: readonly string[]): number;
+  extend(own: readonly string[], others: readonly string[]): Promise<number>;
   /** Absolute path of nsenter(1). */
   readonly nsenter: string;
   close(): void;
@@ -60,7 +63,7 @@ export function needlessMounts(mountinfo: string, folders: readonly string[]): s
 }
 
 /** `folders` are those that OCI runtimes work in or come from. Throws SYSCALL_FAILED. Not for worker threads. */
-export function makeMountView(folders: readonly string[], nsenter: string): MountView {
+export function makeMountView(folders: readonly string[], nsenter: string, patience: Patience): MountView {
   const own = openSync('/proc/thread-self/ns/mnt', 'r');
   const comeBack = (folder: number) => {
     try {
@@ -110,22 +113,27 @@ export function makeMountView(folders: readonly string[], nsenter: string): Moun
         setns(view, cloneFlags.NEWNS);
         return start();
       }),
-    extend(paths) {
-      // Folders before what is mounted in them.
-      const places = [...new Set(paths)].sort((a, b) => a.length - b.length);
-      const trees: number[] = [];
+    async extend(own, others) {
+      const copies = await Promise.allSettled(
+        [...new Set(others)].map(async (path) => {
+          const copy = () => copyMountAside(path, { recursive: true });
+          return { path, tree: await patience.ask(path, copy, undefined, closeSync) };
+        }),
+      );
+      const trees = copies.flatMap((copy) => (copy.status === 'fulfilled' ? [copy.value] : []));
       try {
-        for (const path of places) trees.push(copyMount(path, { recursive: true }));
+        for (const copy of copies) if (copy.status === 'rejected') throw copy.reason;
+        for (const path of own) trees.push({ path, tree: copyMount(path, { recursive: true }) });
+        // Folders before what is mounted in them.
+        trees.sort((a, b) => a.path.length - b.path.length);
         return away(() => {
           setns(view, cloneFlags.NEWNS);
           unshare(cloneFlags.NEWNS);
-          places.forEach((path, index) => {
-            attachMount(trees[index]!, path);
-          });
+          for (const { path, tree } of trees) attachMount(tree, path);
           return here();
         });
       } finally {
-        for (const tree of trees) closeSync(tree);
+        for (const { tree } of trees) closeSync(tree);
       }
     },
     close() {

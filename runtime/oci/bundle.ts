@@ -8,6 +8,7 @@ import { wantedCdiDevices } from '../cdi/registry.ts';
 import type { Context } from '../context.ts';
 import { slicePath } from '../host/cgroups.ts';
 import { abortError, errnoOf, KeelsonError } from '../host/errors.ts';
+import type { Patience } from '../host/patience.ts';
 import { type LayerIds, makeImageVolumes, mountRootfs } from '../rootfs.ts';
 import { wantedNamespaces } from '../sandbox_config.ts';
 import { joinedPins } from '../sandbox_namespaces.ts';
@@ -60,7 +61,7 @@ export async function makeBundle(
   const view = { ids, label: labels?.mount };
   const [mounts, devices, confinement, cdi] = await allSettled([
     mountImageVolumes(context, places, id, config.mounts, view).then((ready) =>
-      Promise.all(ready.map(prepareSource)),
+      Promise.all(ready.map((mount) => prepareSource(mount, context.patience, signal))),
     ),
     privileged ? hostDevices() : wantedDevices(config.devices ?? []),
     confine(
@@ -199,19 +200,21 @@ function sandboxFiles({ folders }: Context, sandbox: SandboxRecord): SandboxFile
  * The host side of a mount as runc needs it: there, and without links where the mount under it matters. What is not
  * there becomes a folder, as in containerd and Docker.
  */
-async function prepareSource(mount: Mount): Promise<Mount> {
+async function prepareSource(mount: Mount, patience: Patience, signal: AbortSignal): Promise<Mount> {
   const { hostPath } = mount;
   if (mount.image !== undefined) return mount;
   if (!hostPath.startsWith('/') || hostPath.includes('\0')) return mount;
   try {
-    await stat(hostPath);
+    await patience.ask(hostPath, () => stat(hostPath), signal);
   } catch (error) {
+    if (error instanceof KeelsonError) throw error;
     if (errnoOf(error) !== 'ENOENT') throw missingSource(hostPath, error);
     await mkdir(hostPath, { recursive: true, mode: 0o755 }).catch((reason: unknown) => {
       throw missingSource(hostPath, reason);
     });
   }
-  return mount.propagation === 'private' ? mount : { ...mount, hostPath: await realpath(hostPath) };
+  if (mount.propagation === 'private') return mount;
+  return { ...mount, hostPath: await patience.ask(hostPath, () => realpath(hostPath), signal) };
 }
 
 function missingSource(path: string, cause: unknown): KeelsonError {

@@ -16,6 +16,12 @@ import { makeLine } from '../monitor/line.ts';
 import { identify, type ProcessIdentity, readPidFile } from '../processes.ts';
 import type { OciRuntime } from './runc.ts';
 
+export interface MountsAt {
+  /** Folders of keelson's own. */
+  readonly own: readonly string[];
+  readonly others: readonly string[];
+}
+
 export interface MonitorOptions {
   readonly id: string;
   readonly name: string;
@@ -30,7 +36,7 @@ export interface MonitorOptions {
   readonly stdinOnce: boolean;
   readonly runtime: Pick<OciRuntime, 'path' | 'callArgs' | 'view'>;
   /** What is mounted there, or below, is needed to create the container; undefined: it takes all of the host's mounts. */
-  readonly mountsAt?: readonly string[];
+  readonly mountsAt?: MountsAt;
 }
 
 export interface Monitored {
@@ -92,10 +98,11 @@ export async function startMonitor(
 ): Promise<Monitored> {
   const { bundle } = options;
   const line = makeLine(bundle);
-  const view = viewFor(options);
+  let view: Awaited<ReturnType<typeof viewFor>>;
   let answer: Promise<string> = Promise.resolve('');
   let started: Promise<unknown> = Promise.resolve();
   try {
+    view = await viewFor(options);
     started = exec(conmon, monitorArguments(options, view?.entry), {
       cwd: bundle,
       env: {
@@ -144,14 +151,14 @@ export async function startMonitor(
  * How `create` gets into a view with the container's own mounts: nsenter(1), by a descriptor of ours, so that the
  * namespace goes with the programs in it. Undefined where it takes the host's mounts: they are always right.
  */
-function viewFor({
+async function viewFor({
   runtime,
   bundle,
   mountsAt,
-}: MonitorOptions): { entry: string[]; namespace: number } | undefined {
+}: MonitorOptions): Promise<{ entry: string[]; namespace: number } | undefined> {
   if (runtime.view === undefined || mountsAt === undefined) return undefined;
   try {
-    const namespace = runtime.view.extend([bundle, ...mountsAt]);
+    const namespace = await runtime.view.extend([bundle, ...mountsAt.own], mountsAt.others);
     return { entry: [runtime.view.nsenter, `--mount=/proc/${process.pid}/fd/${namespace}`], namespace };
   } catch (error) {
     if (isError(error, 'SYSCALL_FAILED')) return undefined;

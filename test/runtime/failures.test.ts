@@ -1,6 +1,6 @@
 /** What cannot be run: the error says why, nothing is left, the name is free again, and other pods do not notice. */
 import assert from 'node:assert/strict';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -9,6 +9,7 @@ import { systemClock } from '../../runtime/host/clock.ts';
 import { openDatabase } from '../../runtime/host/database.ts';
 import { describe, type ErrorCode, isError, KeelsonError } from '../../runtime/host/errors.ts';
 import { makeLogger } from '../../runtime/host/log.ts';
+import { mount, umountFlags, unmountAside } from '../../runtime/host/syscalls.ts';
 import { allProcesses, argumentsOf } from '../../runtime/processes.ts';
 import { makeRuntime } from '../../runtime/runtime.ts';
 import { type ContainerChanges, cannotRun, fakeImages, makeMachine } from './machine.ts';
@@ -120,6 +121,48 @@ test('containers that cannot be created', { skip }, async (t) => {
   await machine.startContainer(sandbox, ['true'], { metadata: { name: 'failing', attempt: 0 } });
   assert.equal((await machine.runtime.containerStatus(other)).state, 'running');
   await machine.runtime.removePodSandbox(sandbox);
+  assert.deepEqual(await machine.leftovers(), []);
+});
+
+const skipFuse = skip || (!existsSync('/dev/fuse') && 'the kernel has no file systems of programs (FUSE)');
+
+test('a file system that never answers holds up its own containers only', { skip: skipFuse }, async (t) => {
+  const machine = await makeMachine(t);
+  const { runtime } = machine;
+  const sandbox = await runtime.runPodSandbox(machine.sandboxConfig(), '');
+  const [alive, dead] = ['alive', 'dead'].map((name) => join(machine.root, name));
+  mkdirSync(alive!);
+  mkdirSync(dead!);
+  const mountsOf = (...paths: (string | undefined)[]) =>
+    paths.map((hostPath, index) => ({
+      ...{ containerPath: `/m${index}`, hostPath: hostPath!, readonly: false },
+      propagation: 'private' as const,
+    }));
+  // Whoever asks the file system waits for this descriptor's holder, who reads nothing.
+  const fuse = openSync('/dev/fuse', 'r+');
+  try {
+    mount('dead', dead!, 'fuse', 0, `fd=${fuse},rootmode=40000,user_id=0,group_id=0`);
+    // More than there are threads that wait for files.
+    for (let attempt = 0; attempt < 8; attempt++) {
+      const config = machine.containerConfig(['true'], {
+        metadata: { name: 'stuck', attempt },
+        mounts: mountsOf(alive, dead),
+      });
+      await assert.rejects(runtime.createContainer(sandbox, config), (error) => {
+        assert.match(describe(error), /the file system of .*dead does not answer/);
+        return true;
+      });
+    }
+    const id = await machine.startContainer(sandbox, ['true'], {
+      metadata: { name: 'well', attempt: 0 },
+      mounts: mountsOf(alive),
+    });
+    assert.equal((await machine.exited(id)).exitCode, 0);
+    await runtime.removePodSandbox(sandbox);
+  } finally {
+    closeSync(fuse);
+    await unmountAside(dead!, umountFlags.NOFOLLOW | umountFlags.DETACH);
+  }
   assert.deepEqual(await machine.leftovers(), []);
 });
 

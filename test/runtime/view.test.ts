@@ -3,7 +3,9 @@ import { closeSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writ
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'node:test';
+import { systemClock } from '../../runtime/host/clock.ts';
 import { exec } from '../../runtime/host/exec.ts';
+import { makePatience } from '../../runtime/host/patience.ts';
 import { mount, umountFlags, unmount } from '../../runtime/host/syscalls.ts';
 import { mountsNeeded } from '../../runtime/monitor/launch.ts';
 import { makeMountView, needlessMounts } from '../../runtime/monitor/view.ts';
@@ -43,12 +45,12 @@ test('which mounts a container needs', () => {
   });
   const needed = (mounts: ReturnType<typeof source>[], more = {}) =>
     mountsNeeded(folders, 's', { mounts, annotations: {}, ...more });
-  assert.deepEqual(needed([]), ['/run/keelson/sandboxes/s']);
-  assert.deepEqual(needed([source('/v/a'), source('/run/keelson2'), source('', { image: { image: 'x' } })]), [
-    '/run/keelson/sandboxes/s',
-    '/v/a',
-    '/run/keelson2',
-  ]);
+  const own = ['/run/keelson/sandboxes/s'];
+  assert.deepEqual(needed([]), { own, others: [] });
+  assert.deepEqual(needed([source('/v/a'), source('/run/keelson2'), source('', { image: { image: 'x' } })]), {
+    own,
+    others: ['/v/a', '/run/keelson2'],
+  });
   for (const path of ['/', '/run', '/run/keelson', '/var/lib', '/var/lib/../lib/keelson/']) {
     assert.equal(needed([source('/v/a'), source(path)]), undefined, path);
   }
@@ -80,7 +82,11 @@ test('a view: what it shows, and what it adds', {
   mountTemporary(before);
   const cwd = process.cwd();
   const own = statSync('/proc/thread-self/ns/mnt').ino;
-  const view = makeMountView([folder], '/usr/bin/nsenter');
+  const view = makeMountView(
+    [folder],
+    '/usr/bin/nsenter',
+    makePatience({ clock: systemClock, answerMs: 500 }),
+  );
   t.after(() => view.close());
   mountTemporary(later);
   mountTemporary(join(later, 'below'));
@@ -96,7 +102,7 @@ test('a view: what it shows, and what it adds', {
   assert.equal(await seen('cat', [join(before, 'file')], { within: view.within }), '');
   assert.equal(await seen('pwd', [], { within: view.within, cwd: host }), `${host}\n`);
 
-  const extended = view.extend([join(later, 'file'), later]);
+  const extended = await view.extend([later], [join(later, 'file')]);
   t.after(() => closeSync(extended));
   const enter = [`--mount=/proc/${process.pid}/fd/${extended}`, 'cat'];
   assert.equal(await seen('nsenter', [...enter, join(later, 'file')]), 'in it');
@@ -107,7 +113,8 @@ test('a view: what it shows, and what it adds', {
     '',
     'the view stays as it is',
   );
-  assert.throws(() => view.extend([join(folder, 'missing')]), { code: 'SYSCALL_FAILED' });
+  await assert.rejects(view.extend([join(folder, 'missing')], []), { code: 'SYSCALL_FAILED' });
+  await assert.rejects(view.extend([], [join(folder, 'missing')]), { code: 'SYSCALL_FAILED' });
   assert.throws(
     () =>
       view.within(() => {

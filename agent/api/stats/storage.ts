@@ -5,6 +5,7 @@
 import { lstat, readdir, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../../../runtime/host/clock.ts';
+import { makePatience } from '../../../runtime/host/patience.ts';
 import type { Pod } from '../../apiserver/types.ts';
 import type { MeasuredVolume, Storage } from './summary.ts';
 
@@ -82,6 +83,8 @@ export interface StorageOptions {
 
 export function makeStorageReader(options: StorageOptions): StorageReader {
   const { kubeletDir, clock, csiUsage } = options;
+  /** A volume's server may be gone. */
+  const patience = makePatience({ clock });
   const known = new Map<string, { at: number; asked: number; work: Promise<Used> }>();
 
   const used = (path: string): Promise<Used> => {
@@ -97,7 +100,7 @@ export function makeStorageReader(options: StorageOptions): StorageReader {
   };
 
   const filesystem: StorageReader['filesystem'] = async (path, given) => {
-    const found = await statfs(path).catch(() => undefined);
+    const found = await patience.ask(path, () => statfs(path)).catch(() => undefined);
     if (found === undefined) return undefined;
     const { bsize, blocks, bavail, bfree, files, ffree } = found;
     return {
@@ -153,7 +156,7 @@ export function makeStorageReader(options: StorageOptions): StorageReader {
         const said = isCsi ? await askDriver(path, name) : undefined;
         if (said !== undefined) return said;
         const inside = isCsi ? join(path, 'mount') : path;
-        const at = await lstat(inside).catch(() => undefined);
+        const at = await patience.ask(inside, () => lstat(inside)).catch(() => undefined);
         if (at === undefined) return undefined;
         const mounted = at.dev !== nodeDevice;
         // A file system of its own knows itself; memory counts as memory.

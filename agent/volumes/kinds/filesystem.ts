@@ -3,7 +3,7 @@ import { mkdir, realpath } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { KeelsonError } from '../../../runtime/host/errors.ts';
 import { exec } from '../../../runtime/host/exec.ts';
-import { mountAside, mountFlags } from '../../../runtime/host/syscalls.ts';
+import { mountAside, mountFlags, umountFlags, unmountAside } from '../../../runtime/host/syscalls.ts';
 import { mountsBelow } from '../mounts.ts';
 
 /** Milliseconds for a file system check or for making a file system, which both may read the whole device. */
@@ -60,7 +60,7 @@ export async function mountByProgram(
   }
 }
 
-/** umount(8); where that does not end in time, what is mounted is taken out of sight. Throws VOLUME_FAILED. */
+/** umount(8); where that does not end in time, what is mounted is taken out of sight. Throws SYSCALL_FAILED, ABORTED. */
 export async function unmountByProgram(folder: string, signal: AbortSignal | undefined): Promise<void> {
   const quiet = { okCodes: 'any', ...aborted(signal) } as const;
   const end = await exec('umount', [folder], { ...quiet, deadlineMs: 10_000 }).catch((error: unknown) => {
@@ -68,8 +68,8 @@ export async function unmountByProgram(folder: string, signal: AbortSignal | und
     return undefined;
   });
   if (end?.code === 0) return;
-  const { code, stderr } = await exec('umount', ['-l', '-f', folder], { ...quiet, deadlineMs: mountMs });
-  if (code !== 0) throw new KeelsonError('VOLUME_FAILED', `cannot unmount ${folder}: ${stderr.trim()}`);
+  // Without helpers, which would ask the server. Where nothing is mounted any more, somebody else did it.
+  await unmountAside(folder, umountFlags.NOFOLLOW | umountFlags.FORCE | umountFlags.DETACH);
 }
 
 /**

@@ -4,15 +4,20 @@
  * mount that owes an answer is not asked again until it has given it.
  */
 import { readFile } from 'node:fs/promises';
-import type { Clock } from '../../runtime/host/clock.ts';
-import { abortError, KeelsonError } from '../../runtime/host/errors.ts';
+import type { Clock } from './clock.ts';
+import { abortError, KeelsonError } from './errors.ts';
 
 export interface Patience {
   /**
    * `question` about `path`. Throws VOLUME_FAILED when there is no answer in time, at once where the path's mount
-   * still owes one; ABORTED. What was asked goes on in the background.
+   * still owes one; ABORTED. What was asked goes on in the background; `onLate` gets an answer that nobody waits for.
    */
-  ask<T>(path: string, question: () => Promise<T>, signal?: AbortSignal): Promise<T>;
+  ask<T>(
+    path: string,
+    question: () => Promise<T>,
+    signal?: AbortSignal,
+    onLate?: (answer: T) => void,
+  ): Promise<T>;
 }
 
 export interface PatienceOptions {
@@ -69,14 +74,19 @@ export function makePatience(options: PatienceOptions): Patience {
   }
 
   return {
-    ask(path, question, signal) {
+    ask(path, question, signal, onLate = () => {}) {
       return new Promise((resolve, reject) => {
-        const abort = () => reject(abortError(signal!, `looking at ${path}`));
+        let waiting = true;
+        const giveUp = (error: KeelsonError) => {
+          waiting = false;
+          reject(error);
+        };
+        const abort = () => giveUp(abortError(signal!, `looking at ${path}`));
         if (signal?.aborted) return abort();
         signal?.addEventListener('abort', abort, { once: true });
-        const cancel = clock.after(answerMs, () => reject(silent(path)));
+        const cancel = clock.after(answerMs, () => giveUp(silent(path)));
         asked(path, question)
-          .then(resolve, reject)
+          .then((answer) => (waiting ? resolve(answer) : onLate(answer)), reject)
           .finally(() => {
             cancel();
             signal?.removeEventListener('abort', abort);

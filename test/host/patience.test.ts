@@ -1,10 +1,10 @@
 /** Paths that do not answer: each mount holds one question, and others go on. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { makePatience, mountPointOf, mountPoints } from '../../../agent/volumes/patience.ts';
-import { isError } from '../../../runtime/host/errors.ts';
-import { handClock, turn } from '../pods/fakes.ts';
-import { time } from '../pods/objects.ts';
+import { isError } from '../../runtime/host/errors.ts';
+import { makePatience, mountPointOf, mountPoints } from '../../runtime/host/patience.ts';
+import { handClock, turn } from '../agent/pods/fakes.ts';
+import { time } from '../agent/pods/objects.ts';
 
 const mountinfo = `22 1 8:1 / / rw - ext4 /dev/sda1 rw
 30 22 0:40 / /mnt/dead rw - nfs server:/x rw
