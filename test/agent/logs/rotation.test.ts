@@ -36,7 +36,20 @@ test('what is kept, compressed and removed', () => {
 
 test('big logs are rotated, small ones stay, and a runtime that does not reopen loses nothing', async (t) => {
   const folder = mkdtempSync(join(tmpdir(), 'keelson-test-logs-'));
-  const clock = handClock(start);
+  const hand = handClock(start);
+  /** The rotation sleeps: its round is over. */
+  let sleeping = false;
+  const clock = {
+    ...hand,
+    after(ms: number, callback: () => void) {
+      sleeping = true;
+      const end = () => {
+        sleeping = false;
+        callback();
+      };
+      return hand.after(ms, end);
+    },
+  };
   const path = join(folder, '0.log');
   const small = join(folder, '1.log');
   let fails = 0;
@@ -66,16 +79,15 @@ test('big logs are rotated, small ones stay, and a runtime that does not reopen 
   });
   const next = async (text: string) => {
     const before = reopened;
+    await until(() => sleeping, 'the end of the round before');
     writeFileSync(path, text);
-    await until(() => {
-      void clock.advance(1000);
-      return reopened > before;
-    }, 'a rotation');
+    await clock.advance(1000);
+    await until(() => reopened > before && sleeping, 'a rotation');
   };
   writeFileSync(small, 'small');
   fails = 1;
   await next('first log!');
-  await until(() => readdirSync(folder).join() === '0.log,1.log', 'it is as it was');
+  assert.deepEqual(readdirSync(folder).sort(), ['0.log', '1.log'], 'it is as it was');
   assert.equal(readFileSync(path, 'utf8'), 'first log!');
   await next('first log!');
   await next('second log!');

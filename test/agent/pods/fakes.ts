@@ -402,15 +402,17 @@ export function fakeApiserver(): FakeApiserver {
         ...(status.podIPs ? { podIPs: plain(status.podIPs) } : {}),
         ...(status.hostIPs ? { hostIPs: plain(status.hostIPs) } : {}),
       };
+      version = Math.max(version, Number(pod.metadata?.resourceVersion ?? 0)) + 1;
       const next = {
         ...pod,
-        metadata: { ...pod.metadata, resourceVersion: String(++version) },
+        metadata: { ...pod.metadata, resourceVersion: String(version) },
         status: merged,
       } as Pod;
       api.pods.set(nameOf(path), next);
-      // A test that takes a pod away must not be told of it afterwards, maybe by the list of a new manager.
+      // What is not the newest any more, or is gone, was told by the test itself or is told by the patch after this
+      // one: a watch never goes back.
       setImmediate(() => {
-        if (api.pods.has(nameOf(path))) api.onChange('MODIFIED', next);
+        if (api.pods.get(nameOf(path)) === next) api.onChange('MODIFIED', next);
       });
       return next as T;
     },
