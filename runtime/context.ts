@@ -9,7 +9,7 @@ import type { Cgroups } from './host/cgroups.ts';
 import type { Clock } from './host/clock.ts';
 import { isError, KeelsonError } from './host/errors.ts';
 import type { Logger } from './host/log.ts';
-import type { Patience } from './host/patience.ts';
+import type { Patience } from './host/mounts/patience.ts';
 import { type MountView, makeMountView } from './monitor/view.ts';
 import { missingProgram } from './oci/conmon.ts';
 import { makeOciRuntime, type OciRuntime } from './oci/runc.ts';

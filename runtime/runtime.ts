@@ -26,7 +26,7 @@ import type { Clock } from './host/clock.ts';
 import { type Database, lockFile } from './host/database.ts';
 import { describe, KeelsonError } from './host/errors.ts';
 import type { Logger } from './host/log.ts';
-import { makePatience } from './host/patience.ts';
+import { makePatience } from './host/mounts/patience.ts';
 import { forwardPort } from './io/forward.ts';
 import { makeLaunches } from './monitor/launch.ts';
 import { makeMonitorWatch } from './monitor/watch.ts';

@@ -1,7 +1,7 @@
 /** hostPath volumes: a path of the host, checked to be of the type that the pod says; also as a persistent volume. */
 import { chmod, type FileHandle, mkdir, open, stat } from 'node:fs/promises';
 import { errnoOf, KeelsonError } from '../../runtime/host/errors.ts';
-import type { Patience } from '../../runtime/host/patience.ts';
+import type { Patience } from '../../runtime/host/mounts/patience.ts';
 import type { VolumeKind } from './kinds/kind.ts';
 
 export function hostPathKind(patience: Patience): VolumeKind {

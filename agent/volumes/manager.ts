@@ -6,7 +6,7 @@ import { abortError, describe, errnoOf, isError, KeelsonError } from '../../runt
 import { listFolder } from '../../runtime/host/files.ts';
 import { keyedQueue } from '../../runtime/host/keyed.ts';
 import type { Logger } from '../../runtime/host/log.ts';
-import { makePatience } from '../../runtime/host/patience.ts';
+import { makePatience } from '../../runtime/host/mounts/patience.ts';
 import type { ApiserverClient, ObjectCache, Pod, Volume } from '../apiserver/types.ts';
 import type { Certificates } from './certificates/certificates.ts';
 import { checkNode } from './claims/claim.ts';

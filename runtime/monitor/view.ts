@@ -9,7 +9,7 @@
  * other threads stay where they are.
  */
 import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
-import type { Patience } from '../host/patience.ts';
+import type { Patience } from '../host/mounts/patience.ts';
 import {
   attachMount,
   cloneFlags,

@@ -8,7 +8,7 @@ import { wantedCdiDevices } from '../cdi/registry.ts';
 import type { Context } from '../context.ts';
 import { slicePath } from '../host/cgroups.ts';
 import { abortError, errnoOf, KeelsonError } from '../host/errors.ts';
-import type { Patience } from '../host/patience.ts';
+import type { Patience } from '../host/mounts/patience.ts';
 import { type LayerIds, makeImageVolumes, mountRootfs } from '../rootfs.ts';
 import { wantedNamespaces } from '../sandbox_config.ts';
 import { joinedPins } from '../sandbox_namespaces.ts';

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import test from 'node:test';
 import { systemClock } from '../../runtime/host/clock.ts';
 import { exec } from '../../runtime/host/exec.ts';
-import { makePatience } from '../../runtime/host/patience.ts';
+import { makePatience } from '../../runtime/host/mounts/patience.ts';
 import { mount, umountFlags, unmount } from '../../runtime/host/syscalls.ts';
 import { mountsNeeded } from '../../runtime/monitor/launch.ts';
 import { makeMountView, needlessMounts } from '../../runtime/monitor/view.ts';

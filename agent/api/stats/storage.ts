@@ -5,7 +5,7 @@
 import { lstat, readdir, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../../../runtime/host/clock.ts';
-import { makePatience } from '../../../runtime/host/patience.ts';
+import { makePatience } from '../../../runtime/host/mounts/patience.ts';
 import type { Pod } from '../../apiserver/types.ts';
 import type { MeasuredVolume, Storage } from './summary.ts';
 

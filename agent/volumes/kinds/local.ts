@@ -3,7 +3,7 @@ import { mkdir, realpath, rmdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { errnoOf, KeelsonError } from '../../../runtime/host/errors.ts';
 import { keyedQueue } from '../../../runtime/host/keyed.ts';
-import type { Patience } from '../../../runtime/host/patience.ts';
+import type { Patience } from '../../../runtime/host/mounts/patience.ts';
 import { unmountAside } from '../../../runtime/host/syscalls.ts';
 import type { Pod } from '../../apiserver/types.ts';
 import { mountsBelow } from '../mounts.ts';

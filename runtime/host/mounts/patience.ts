@@ -4,8 +4,8 @@
  * mount that owes an answer is not asked again until it has given it.
  */
 import { readFile } from 'node:fs/promises';
-import type { Clock } from './clock.ts';
-import { abortError, KeelsonError } from './errors.ts';
+import type { Clock } from '../clock.ts';
+import { abortError, KeelsonError } from '../errors.ts';
 
 export interface Patience {
   /**
