@@ -27,8 +27,9 @@ export async function downloadForImages(signal: AbortSignal): Promise<void> {
 
 async function images(programs: E2ePrograms, signal: AbortSignal): Promise<Map<string, BuiltImage>> {
   const nginx = await nginxFiles(signal);
-  const program = await newBusybox(signal);
-  const busyboxImage: typeof anyBusyboxImage = (options) => anyBusyboxImage({ program, ...options });
+  const { plain, besideTools } = await newBusybox(signal);
+  const busyboxImage: typeof anyBusyboxImage = (options) => anyBusyboxImage({ program: plain, ...options });
+  const tools = await toolFiles(signal);
   const webServer = (mark: string) =>
     busyboxImage({
       files: [
@@ -38,9 +39,10 @@ async function images(programs: E2ePrograms, signal: AbortSignal): Promise<Map<s
       ],
       config: { Cmd: ['/usr/sbin/nginx', '-c', '/etc/nginx/nginx.conf'] },
     });
-  const agnhost = await agnhostFiles(programs, signal);
+  const agnhost = [...tools, ...(await agnhostFiles(programs))];
   const agnhostImage = (mark: string) =>
     busyboxImage({
+      program: besideTools,
       files: [...agnhost, { path: 'mark', content: mark }],
       config: { Entrypoint: ['/agnhost'], Cmd: ['pause'] },
     });
@@ -54,7 +56,7 @@ async function images(programs: E2ePrograms, signal: AbortSignal): Promise<Map<s
     [`${suite}/agnhost:2.66.1`, agnhostImage('2.66.1')],
     [`${suite}/agnhost:2.55`, agnhostImage('2.55')],
     [`${suite}/busybox:1.37.0-2`, marked('busybox')],
-    [`${suite}/glibc-dns-testing:2.1.1`, marked('glibc-dns-testing')],
+    [`${suite}/glibc-dns-testing:2.1.1`, busyboxImage({ program: besideTools, files: tools })],
     [`${suite}/ipc-utils:1.4`, marked('ipc-utils')],
     // Of an image volume only two files are read.
     [
@@ -86,7 +88,7 @@ async function images(programs: E2ePrograms, signal: AbortSignal): Promise<Map<s
 }
 
 /** As its Dockerfile has them. */
-async function agnhostFiles({ agnhost }: E2ePrograms, signal: AbortSignal): Promise<TarEntry[]> {
+async function agnhostFiles({ agnhost }: E2ePrograms): Promise<TarEntry[]> {
   const folder = await mkdtemp(join(tmpdir(), 'keelson-test-agnhost-'));
   const authority = await makeAuthority(folder, 'agnhost');
   const pair = await authority.issue({
@@ -97,7 +99,6 @@ async function agnhostFiles({ agnhost }: E2ePrograms, signal: AbortSignal): Prom
   const [certificate, key] = [await readFile(pair.cert), await readFile(pair.key)];
   await rm(folder, { recursive: true });
   return [
-    ...(await toolFiles(signal)),
     { path: 'localhost.crt', content: certificate },
     { path: 'localhost.key', content: key },
     { path: 'uploads', type: 'directory' },
