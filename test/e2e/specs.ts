@@ -37,6 +37,7 @@ export const unrunnable: readonly { readonly name: string; readonly because: str
     because: 'wants the images of CSI drivers and their sidecars',
   },
   { name: 'crictl|NodeProblemDetector|SSH should', because: 'logs in to the node over SSH' },
+  { name: 'DynamicProvisioner External', because: 'wants the image of a provisioner' },
   { name: 'Flexvolumes', because: 'wants a driver of a kind that is deprecated' },
 ];
 
@@ -86,20 +87,21 @@ export function allowedSkips(facts: MachineFacts): readonly AllowedSkip[] {
     {
       name: '',
       reason:
-        /^Only supported for providers|^Requires at least \d+ (ready )?(schedulable )?nodes?|^Requires (at least )?\d+ nodes|^Runs only when number of nodes >= 2/,
+        /^Only supported for providers|^Requires at least \d+ (ready )?(schedulable )?nodes?|^Requires (at least )?\d+ nodes|^Runs only when number of nodes >= \d/,
       count: Infinity,
       because: 'wants a cloud, or more than one node',
     },
     {
       name: 'sig-storage',
-      reason: /doesn't support readOnly source$|^We don't set fsGroup on block device/,
+      reason:
+        /doesn't support readOnly source$|^We don't set fsGroup on block device|^Filesystem volume case should be covered by block|doesn't work with pre-provisioned volume|doesn't support RWX/,
       count: Infinity,
       because: 'the suite does not ask that of this kind of volume',
     },
     {
-      name: 'PVC Protection',
+      name: /PVC Protection|Default StorageClass/,
       reason: /^error finding default storageClass/,
-      count: 3,
+      count: 4,
       because: 'the control plane has no default storage class, which a driver would bring',
     },
     {
