@@ -105,8 +105,9 @@ test('soak', { skip }, async (t) => {
       (target) => /^\w+:\[\d+\]$/.test(target) && !/^(pipe|socket):/.test(target),
     );
     assert.deepEqual(
-      namespaces.filter((target) => !own.includes(target)),
-      [],
+      namespaces.filter((target) => !own.includes(target)).map((target) => target.split(':')[0]),
+      ['mnt'],
+      'one more, which its OCI runtimes get to see',
     );
   });
 });
