@@ -1,5 +1,5 @@
 /** What all parts of the runtime work with: where things lie, what the host offers, which programs run. */
-import { accessSync, constants, readFileSync, readlinkSync, realpathSync } from 'node:fs';
+import { accessSync, constants, readFileSync, readlinkSync, realpathSync, statSync } from 'node:fs';
 import { basename, delimiter, dirname, isAbsolute, join } from 'node:path';
 import type { Cni } from '../cni/network.ts';
 import type { EmbeddedImages } from '../images/service.ts';
@@ -176,8 +176,13 @@ export function openMountView(
   if (nsenter === undefined || readlinkSync('/proc/self') !== String(process.pid)) return undefined;
   const programs = Object.values(handlers).flatMap(({ path }) => findProgram(path) ?? []);
   try {
-    const folders = [runDir, data, ...programs.map((path) => dirname(realpathSync(path))), ...further];
-    return makeMountView(folders, nsenter, patience);
+    const own = [runDir, data, ...further].flatMap((path) => [path, withoutLinks(path)]);
+    const folders = [...own, ...programs.map((path) => dirname(withoutLinks(path)))];
+    const view = makeMountView(folders, nsenter, patience);
+    const [here, there] = [statSync(runDir), view.within(() => statSync(runDir, { throwIfNoEntry: false }))];
+    if (here.dev === there?.dev && here.ino === there.ino) return view;
+    view.close();
+    throw new KeelsonError('SYSCALL_FAILED', `${runDir} is not to be seen`);
   } catch (error) {
     if (!isError(error, 'SYSCALL_FAILED')) throw error;
     log.warn(
@@ -185,6 +190,14 @@ export function openMountView(
       'OCI runtimes see all mounts of the host: starts take longer where there are many',
     );
     return undefined;
+  }
+}
+
+function withoutLinks(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch {
+    return path; // It may come to be there.
   }
 }
 

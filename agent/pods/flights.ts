@@ -27,13 +27,13 @@ interface Flight {
 }
 
 /**
- * What the pods of a node do in turns. Containers go before new sandboxes: of many pods the first are then soon whole, instead
- * of all late, and fewer states in between have to be told.
+ * What the pods of a node do in turns. New sandboxes come last: of many pods the first are then soon whole, instead of all
+ * late, and fewer states in between have to be told.
  */
 const heavy: ReadonlyMap<Action['kind'], { readonly finishes: boolean }> = new Map([
   ['sandbox', { finishes: false }],
   ['create', { finishes: true }],
-  ['stopSandbox', { finishes: false }],
+  ['stopSandbox', { finishes: true }],
 ]);
 
 /** `onEnd` is called when an action has ended, before `take` gives its result. */

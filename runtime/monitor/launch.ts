@@ -137,7 +137,10 @@ export function mountsNeeded(
   sandboxId: string,
   { mounts, cdiDevices = [], annotations }: Pick<ContainerConfig, 'mounts' | 'cdiDevices' | 'annotations'>,
 ): MountsAt | undefined {
-  const sources = mounts.filter(({ image }) => image === undefined);
+  const sources = mounts
+    .filter(({ image }) => image === undefined)
+    // A link on all systems of today, and often mounted.
+    .map((mount) => ({ ...mount, hostPath: mount.hostPath.replace(/^\/var\/run(?=\/|$)/, '/run') }));
   const holdsOurs = ({ hostPath }: { readonly hostPath: string }) =>
     [runDir, data].some((folder) => !relative(hostPath, folder).startsWith('..'));
   if (wantedCdiDevices(cdiDevices, annotations).length > 0) return undefined;

@@ -30,9 +30,9 @@ export interface MountView {
   /**
    * A mount namespace with the view and what is mounted at and below these paths, as a descriptor that the caller closes:
    * `own` ones answer at once, `others` may not. Paths whose file system the view lacks, and `/`, cannot be added. Throws SYSCALL_FAILED, VOLUME_FAILED where one
-   * does not answer.
+   * does not answer, ABORTED.
    */
-  extend(own: readonly string[], others: readonly string[]): Promise<number>;
+  extend(own: readonly string[], others: readonly string[], signal?: AbortSignal): Promise<number>;
   /** Absolute path of nsenter(1). */
   readonly nsenter: string;
   close(): void;
@@ -40,8 +40,10 @@ export interface MountView {
 
 /** Always seen: what the kernel offers, with all below it. */
 const systemFolders = ['/proc', '/sys', '/dev'];
-/** Where programs, their libraries and their settings lie. */
-const programFolders = ['/usr', '/lib', '/lib64', '/bin', '/sbin', '/etc'];
+/** Where programs, their libraries and their settings lie, with all below them. */
+const programFolders = ['/usr', '/lib', '/lib64', '/bin', '/sbin', '/etc', '/opt'];
+/** systemd and D-Bus listen there; what is mounted below it is others' business. */
+const socketFolder = '/run';
 
 const isWithin = (path: string, folder: string) =>
   path === folder || folder === '/' || path.startsWith(`${folder}/`);
@@ -57,8 +59,12 @@ export function needlessMounts(mountinfo: string, folders: readonly string[]): s
     .map((path) =>
       path.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(parseInt(octal, 8))),
     )
-    .filter((path) => !systemFolders.some((folder) => isWithin(path, folder)))
-    .filter((path) => ![...folders, ...programFolders].some((folder) => isWithin(folder, path)))
+    .filter((path) => ![...folders, ...programFolders, socketFolder].some((folder) => isWithin(folder, path)))
+    .filter(
+      (path) =>
+        folders.some((folder) => isWithin(path, folder)) ||
+        ![...systemFolders, ...programFolders].some((folder) => isWithin(path, folder)),
+    )
     .reverse();
 }
 
@@ -96,7 +102,7 @@ export function makeMountView(folders: readonly string[], nsenter: string, patie
     view = away(() => {
       unshare(cloneFlags.NEWNS);
       mount(null, '/', null, mountFlags.REC | mountFlags.PRIVATE);
-      const mountinfo = readFileSync('/proc/thread-self/mountinfo', 'latin1');
+      const mountinfo = readFileSync('/proc/thread-self/mountinfo', 'utf8');
       for (const path of needlessMounts(mountinfo, folders)) {
         unmount(path, umountFlags.NOFOLLOW | umountFlags.DETACH);
       }
@@ -113,11 +119,11 @@ export function makeMountView(folders: readonly string[], nsenter: string, patie
         setns(view, cloneFlags.NEWNS);
         return start();
       }),
-    async extend(own, others) {
+    async extend(own, others, signal) {
       const copies = await Promise.allSettled(
         [...new Set(others)].map(async (path) => {
           const copy = () => copyMountAside(path, { recursive: true });
-          return { path, tree: await patience.ask(path, copy, undefined, closeSync) };
+          return { path, tree: await patience.ask(path, copy, signal, closeSync) };
         }),
       );
       const trees = copies.flatMap((copy) => (copy.status === 'fulfilled' ? [copy.value] : []));

@@ -102,7 +102,7 @@ export async function startMonitor(
   let answer: Promise<string> = Promise.resolve('');
   let started: Promise<unknown> = Promise.resolve();
   try {
-    view = await viewFor(options);
+    view = await viewFor(options, signal);
     started = exec(conmon, monitorArguments(options, view?.entry), {
       cwd: bundle,
       env: {
@@ -151,14 +151,13 @@ export async function startMonitor(
  * How `create` gets into a view with the container's own mounts: nsenter(1), by a descriptor of ours, so that the
  * namespace goes with the programs in it. Undefined where it takes the host's mounts: they are always right.
  */
-async function viewFor({
-  runtime,
-  bundle,
-  mountsAt,
-}: MonitorOptions): Promise<{ entry: string[]; namespace: number } | undefined> {
+async function viewFor(
+  { runtime, bundle, mountsAt }: MonitorOptions,
+  signal: AbortSignal | undefined,
+): Promise<{ entry: string[]; namespace: number } | undefined> {
   if (runtime.view === undefined || mountsAt === undefined) return undefined;
   try {
-    const namespace = await runtime.view.extend([bundle, ...mountsAt.own], mountsAt.others);
+    const namespace = await runtime.view.extend([bundle, ...mountsAt.own], mountsAt.others, signal);
     return { entry: [runtime.view.nsenter, `--mount=/proc/${process.pid}/fd/${namespace}`], namespace };
   } catch (error) {
     if (isError(error, 'SYSCALL_FAILED')) return undefined;

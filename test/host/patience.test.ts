@@ -54,6 +54,31 @@ test('a silent mount is asked once, others are answered, and it is asked again w
   assert.equal(questions, 2);
 });
 
+test('a silent path on the root file system may be a link, and says nothing of others there', async () => {
+  const clock = handClock(time);
+  const patience = makePatience({ clock, mounts: async () => mountinfo });
+  const silent = patience.ask('/home/link', () => new Promise(() => {}));
+  silent.catch(() => {});
+  await clock.advance(600);
+  assert.equal(await patience.ask('/home/other', async () => 'there'), 'there');
+  await assert.rejects(
+    patience.ask('/home/link/below', async () => 'there'),
+    (error) => isError(error, 'VOLUME_FAILED'),
+  );
+  await clock.advance(5000);
+  await assert.rejects(silent, (error) => isError(error, 'VOLUME_FAILED'));
+});
+
+test('the time for an answer begins with the question, not with the wait for it', async () => {
+  const clock = handClock(time);
+  const patience = makePatience({ clock, answerMs: 400, mounts: async () => mountinfo });
+  const silent = patience.ask('/mnt/dead', () => new Promise(() => {}));
+  silent.catch(() => {});
+  const behind = patience.ask('/srv', async () => 'there');
+  await clock.advance(501);
+  assert.equal(await behind, 'there');
+});
+
 test('whoever does not want to wait any more need not', async () => {
   const patience = makePatience({ clock: handClock(time), mounts: async () => mountinfo });
   const stop = new AbortController();

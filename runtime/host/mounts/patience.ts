@@ -51,12 +51,15 @@ export function makePatience(options: PatienceOptions): Patience {
     const points = mountPoints(await mounts());
     const own = mountPointOf(path, points);
     for (const other of owed.values()) {
-      if (other === path || mountPointOf(other, points) === own) throw silent(path);
+      // A path on the root file system may have led through a link: that says nothing of the others there.
+      const isSibling = own !== '/' && mountPointOf(other, points) === own;
+      if (isSibling || `${path}/`.startsWith(`${other}/`)) throw silent(path);
     }
   }
 
-  async function asked<T>(path: string, question: () => Promise<T>): Promise<T> {
+  async function asked<T>(path: string, question: () => Promise<T>, onTurn: () => void): Promise<T> {
     const next = await turn();
+    onTurn();
     const key = Symbol(path);
     let cancel = () => {};
     try {
@@ -84,8 +87,11 @@ export function makePatience(options: PatienceOptions): Patience {
         const abort = () => giveUp(abortError(signal!, `looking at ${path}`));
         if (signal?.aborted) return abort();
         signal?.addEventListener('abort', abort, { once: true });
-        const cancel = clock.after(answerMs, () => giveUp(silent(path)));
-        asked(path, question)
+        let cancel = () => {};
+        const onTurn = () => {
+          if (waiting) cancel = clock.after(answerMs, () => giveUp(silent(path)));
+        };
+        asked(path, question, onTurn)
           .then((answer) => (waiting ? resolve(answer) : onLate(answer)), reject)
           .finally(() => {
             cancel();
