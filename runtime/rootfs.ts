@@ -1,6 +1,7 @@
 /** A container's root file system: an overlay of the image's layers and a writable folder of its own. */
 import { readdirSync } from 'node:fs';
 import { chmod, chown, lstat, mkdir } from 'node:fs/promises';
+import { basename } from 'node:path';
 import type { IdMapping } from './api.ts';
 import { KeelsonError } from './host/errors.ts';
 import { mountAside, mountFlags, mountShifted, umountFlags, unmount, unmountAside } from './host/syscalls.ts';
@@ -72,7 +73,7 @@ export async function mountRootfs(
   const gid = ids === undefined ? info.gid : outsideId(ids.gids, info.gid);
   if (uid !== 0 || gid !== 0) await chown(upper, uid, gid);
   await chmod(upper, info.mode & 0o7777);
-  await withIds(bundle, layers, ids, (lower) =>
+  await withIds(bundle, rootfs, layers, ids, (lower) =>
     mountAside('overlay', rootfs, 'overlay', 0, overlayOptions(lower, data, label)),
   );
 }
@@ -88,7 +89,7 @@ export async function mountImage(
   const empty = `${bundle}/empty`;
   await mkdir(target, { recursive: true, mode: 0o755 });
   await mkdir(empty, { recursive: true, mode: 0o755 });
-  await withIds(bundle, layers, ids, (lower) =>
+  await withIds(bundle, target, layers, ids, (lower) =>
     mountAside(
       'overlay',
       target,
@@ -99,15 +100,19 @@ export async function mountImage(
   );
 }
 
-/** Lets `body` mount layers whose ids are shifted; the overlay keeps what it needs of them. */
+/**
+ * Lets `body` mount layers whose ids are shifted at `target`; the overlay keeps what it needs of them. Others of the bundle
+ * may be mounted at the same time.
+ */
 async function withIds(
   bundle: string,
+  target: string,
   layers: readonly string[],
   ids: LayerIds | undefined,
   body: (layers: readonly string[]) => Promise<void>,
 ): Promise<void> {
   if (ids === undefined) return body(layers);
-  const places = layers.map((_, index) => `${bundle}/${shiftedFolder}/${index}`);
+  const places = layers.map((_, index) => `${bundle}/${shiftedFolder}/${basename(target)}-${index}`);
   for (const place of places) await mkdir(place, { recursive: true, mode: 0o700 });
   try {
     layers.forEach((layer, index) => {
