@@ -18,6 +18,7 @@ import {
   forgetContainers,
   newMemory,
   type PodMemory,
+  withOverdue,
   withTermination,
 } from './plan/memory.ts';
 import { type Plan, plan } from './plan/plan.ts';
@@ -181,7 +182,7 @@ export function startWorker(options: WorkerOptions): Worker {
     }
     if (closed) return;
     const now = clock.now();
-    memory = withTermination(memory, pod, removed, now);
+    memory = withOverdue(withTermination(memory, pod, removed, now), pod, observed, now);
     const next = plan({
       pod,
       observed,

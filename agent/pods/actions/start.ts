@@ -78,7 +78,8 @@ async function configure(
   sandboxId: string,
   imageId: string,
 ) {
-  const context = await withVolumes(before, container);
+  const ready = await volumesFor(before, container);
+  const context = { ...before, ready };
   const { pod, config } = context;
   const folder = podFolder(config, uidOf(pod));
   const terminationFile = join(folder, 'containers', container.name, String(attempt));
@@ -90,8 +91,7 @@ async function configure(
     makeTerminationFile(terminationFile),
     mkdir(join(podLogFolder(config.podLogsDir, pod), container.name), { recursive: true }),
   ]);
-  const ready = await volumesFor(context, container);
-  const subPaths = await pinSubPaths({ ...context, ready }, container, env);
+  const subPaths = await pinSubPaths(context, container, env);
   const made = makeContainerConfig({
     pod,
     container,
@@ -172,14 +172,6 @@ async function environment(context: ActionContext, container: PodContainer): Pro
     hostIPs: context.hostIps(),
     nodeName: context.nodeName,
   });
-}
-
-/** An ephemeral container may mount what none has mounted before it, and what is therefore not set up. */
-async function withVolumes(context: ActionContext, container: PodContainer): Promise<ActionContext> {
-  if ((container.volumeMounts ?? []).every(({ name }) => context.ready.has(name))) return context;
-  const ready = await context.volumes.setUp(context.pod, context.signal);
-  context.setReady(ready);
-  return { ...context, ready };
 }
 
 /** What variables from files are, by their references. */

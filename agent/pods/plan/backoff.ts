@@ -47,16 +47,26 @@ export interface CrashState {
 }
 
 /**
- * The state as the container itself tells it, for a process that has no memory of it (a restarted agent): each
- * attempt before this one counts as a crash. Undefined for a first attempt.
+ * The state as the container itself tells it, for a process that has no memory of it (a restarted agent): the wait before
+ * this attempt was observed, since the one before it ended (`previousEnd`, milliseconds), and the next one is twice as
+ * long. Where that is not known each attempt before this one counts as a crash. Undefined for a first attempt.
  */
 export function crashStateOf(
   container: { readonly metadata: { readonly attempt: number }; readonly createdAt: number },
+  previousEnd: number | undefined,
   settings: BackoffSettings,
 ): CrashState | undefined {
   const { attempt } = container.metadata;
   if (attempt === 0) return undefined;
-  const delayMs = Math.min(settings.maxMs, settings.initialMs * 2 ** Math.min(attempt - 1, 30));
+  const { initialMs, maxMs } = settings;
+  let delayMs = Math.min(maxMs, initialMs * 2 ** Math.min(attempt - 1, 30));
+  if (previousEnd) {
+    const waitedMs = container.createdAt - previousEnd;
+    let next = initialMs;
+    // A longer one was none of these waits: something else kept the container from starting.
+    if (waitedMs <= 2 * maxMs) while (next <= waitedMs && next < maxMs) next *= 2;
+    delayMs = Math.min(delayMs, next);
+  }
   return { delayMs, lastAt: container.createdAt, forId: '' };
 }
 

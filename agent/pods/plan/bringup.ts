@@ -184,7 +184,7 @@ export function bringUp(input: BringUpInput): BringUp {
     // What is not the same any more is not what crashed: its waits start over.
     if (hash !== undefined && hash !== containerHash(container))
       return restartAllowed(undefined, newest.id, newest.finishedAt, now, input.crash);
-    const state = memory.crash[name] ?? crashStateOf(newest, input.crash);
+    const state = memory.crash[name] ?? crashStateOf(newest, view.all(name)[1]?.finishedAt, input.crash);
     const at = restartAllowedAt(state, newest.id, newest.finishedAt, input.crash);
     if (at <= now) return restartAllowed(state, newest.id, newest.finishedAt, now, input.crash);
     failing = true;

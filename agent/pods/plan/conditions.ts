@@ -56,7 +56,6 @@ export function phaseOf(pod: Pod, statuses: Statuses, ended: boolean, view: View
       (status?.state?.waiting === undefined ? undefined : status.lastState?.terminated);
     if (exit === undefined) pendingInit++;
     else if (exit.exitCode !== 0 && !runsAgain(pod, container, exit)) return 'Failed';
-    else if (exit.exitCode !== 0 && status?.state?.terminated === undefined) pendingInit++;
   }
   for (const container of regularContainers(pod)) {
     const status = statuses.get(container.name);

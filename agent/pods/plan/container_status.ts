@@ -12,7 +12,7 @@ import {
 } from '../spec/pod.ts';
 import type { ProbeResult } from './memory.ts';
 import { restartingAllContainers } from './restart_all.ts';
-import { restartCountOf, type View } from './view.ts';
+import { nextAttempt, restartCountOf, type View } from './view.ts';
 
 /** 12 KiB for all containers of a pod together (MaxPodTerminationMessageLogLength). */
 const messageBytesOfPod = 12 * 1024;
@@ -117,7 +117,10 @@ function unseen(input: ContainerStatusInput): PodContainerStatus {
       'Unable to get init container status from container runtime and pod has been initialized, treat it as exited normally';
     return { ...fresh, state: { terminated: { reason: 'Completed', message, exitCode: 0 } } };
   }
-  if (old?.state?.running === undefined || old.lastState?.terminated !== undefined) return fresh;
+  if (old?.state?.running === undefined || old.lastState?.terminated !== undefined) {
+    // Counted now: this status names no container any more, by which it would be known later.
+    return { ...fresh, restartCount: input.terminating ? fresh.restartCount : nextAttempt(undefined, old) };
+  }
   if (ephemeralContainers(pod).includes(container)) return { ...fresh, state: { terminated: { ...lost } } };
   // It did run, and what became of it is not known: say so, lest the pod seem never to have started.
   return {

@@ -6,6 +6,7 @@ import type { Pod, PodStatus } from '../../apiserver/types.ts';
 import type { ResizeState } from '../resources/resize_plan.ts';
 import type { Refusal } from '../spec/admission.ts';
 import { specGraceSeconds } from '../spec/pod.ts';
+import type { ObservedPod } from '../types.ts';
 import type { CrashState, Failure } from './backoff.ts';
 
 export interface ImageMemory {
@@ -74,6 +75,8 @@ export interface PodMemory {
   /** Teardown steps that failed, by action key. */
   readonly teardownFailures: Readonly<Record<string, Failure>>;
   readonly termination?: Termination;
+  /** When activeDeadlineSeconds was first seen to be over. */
+  readonly overdueSince?: number;
   /** The status once nothing of the pod runs any more. */
   readonly final?: PodStatus;
   readonly erased: boolean;
@@ -95,6 +98,29 @@ export function newMemory(now: number): PodMemory {
     teardownFailures: {},
     erased: false,
   };
+}
+
+/** Since when the pod counts as active, in milliseconds: a sandbox tells where no status was written, as for static pods. */
+export function startOf(pod: Pod, memory: Pick<PodMemory, 'firstSeen'>, observed: ObservedPod): number {
+  if (pod.status?.startTime !== undefined) return Date.parse(pod.status.startTime);
+  return Math.min(memory.firstSeen, ...observed.sandboxes.map(({ createdAt }) => createdAt));
+}
+
+/** Wall clock time at which activeDeadlineSeconds is over. */
+export function activeDeadline(
+  pod: Pod,
+  memory: Pick<PodMemory, 'firstSeen'>,
+  observed: ObservedPod,
+): number | undefined {
+  const seconds = pod.spec?.activeDeadlineSeconds;
+  return seconds === undefined ? undefined : startOf(pod, memory, observed) + seconds * 1000;
+}
+
+/** The pod's grace counts from when its limit is seen to be over, not from a limit that nobody was there to see. */
+export function withOverdue(memory: PodMemory, pod: Pod, observed: ObservedPod, now: number): PodMemory {
+  if (memory.overdueSince !== undefined) return memory;
+  const limit = activeDeadline(pod, memory, observed);
+  return limit === undefined || limit > now ? memory : { ...memory, overdueSince: now };
 }
 
 /** Seconds that a forcibly deleted pod gets, as every container does (kubelet's minimumGracePeriodInSeconds). */

@@ -11,7 +11,7 @@ import { type BackoffSettings, crashBackoff } from './backoff.ts';
 import { bringUp } from './bringup.ts';
 import { isTerminalPhase } from './conditions.ts';
 import { decide } from './decide.ts';
-import type { PodMemory } from './memory.ts';
+import { activeDeadline, type PodMemory } from './memory.ts';
 import type { DeadContainers } from './prune.ts';
 import { anyLeft, asksForRestartOfAll, resetAll } from './restart_all.ts';
 import { refusedStatus, statusOf, type WrittenStatus } from './status.ts';
@@ -75,9 +75,10 @@ function earliest(times: readonly (number | undefined)[]): { wakeAt?: number } {
 
 function run(input: PlanInput): Plan {
   const { pod, observed, memory, inFlight, now } = input;
-  const limit = activeDeadline(input);
+  const limit = activeDeadline(pod, memory, observed);
   const over = isTerminalPhase(pod.status?.phase) || isTerminalPhase(input.old?.phase);
-  if (!over && limit !== undefined && limit <= now) return fail(input, deadlineExceeded, limit);
+  if (!over && limit !== undefined && limit <= now)
+    return fail(input, deadlineExceeded, memory.overdueSince ?? now);
   if (!over && memory.evicted !== undefined) return end(input, memory.evicted, memory.evicted.since);
   const view = viewOf(pod, observed);
   const restartingAll = !over && asksForRestartOfAll(pod, view, input.old);
@@ -139,14 +140,6 @@ function restartAll(input: PlanInput, view: View, limit: number | undefined): Pl
     final: false,
     gone: false,
   };
-}
-
-/** Wall clock time at which activeDeadlineSeconds is over. */
-function activeDeadline({ pod, memory }: PlanInput): number | undefined {
-  const seconds = pod.spec?.activeDeadlineSeconds;
-  if (seconds === undefined) return undefined;
-  const started = pod.status?.startTime === undefined ? memory.firstSeen : Date.parse(pod.status.startTime);
-  return started + seconds * 1000;
 }
 
 /** The pod as a whole failed at `since`: stop it, keep its logs. */

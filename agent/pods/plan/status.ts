@@ -6,9 +6,10 @@ import { evictionConditions, podResources } from '../resources/resource_status.t
 import type { Refusal } from '../spec/admission.ts';
 import { ephemeralContainers, initContainers, isHostNetwork, regularContainers } from '../spec/pod.ts';
 import { type Needs, qosClassOf } from '../spec/qos.ts';
+import type { ObservedPod } from '../types.ts';
 import { conditionsOf, isTerminalPhase, type Phase, phaseOf } from './conditions.ts';
 import { containerStatus, type Waiting } from './container_status.ts';
-import type { PodMemory } from './memory.ts';
+import { type PodMemory, startOf } from './memory.ts';
 import { oldStatusOf, type View } from './view.ts';
 
 /** core/v1 PodStatus with the fields that are newer than the type package. */
@@ -16,6 +17,7 @@ export type WrittenStatus = PodStatus & { observedGeneration?: number };
 
 export interface StatusInput {
   readonly pod: Pod;
+  readonly observed: ObservedPod;
   readonly view: View;
   readonly memory: PodMemory;
   /** The status computed last, or the apiserver's where there is none. */
@@ -77,7 +79,7 @@ export function statusOf(input: StatusInput): WrittenStatus {
     ...(told?.reason ? { reason: told.reason } : {}),
     ...(told?.message ? { message: told.message } : {}),
     ...addresses(input),
-    startTime: pod.status?.startTime ?? rfc3339(memory.firstSeen),
+    startTime: pod.status?.startTime ?? rfc3339(startOf(pod, memory, input.observed)),
     qosClass: pod.status?.qosClass ?? qosClassOf(pod),
     ...(init.length === 0 ? {} : { initContainerStatuses: init }),
     containerStatuses: byName(regular),

@@ -91,5 +91,6 @@ export function nextAttempt(
 ): number {
   if (newest !== undefined) return restartCountOf(newest) + 1;
   if (old?.state?.running !== undefined || old?.state?.terminated !== undefined) return old.restartCount + 1;
-  return old?.restartCount ?? 0;
+  // One that waits to be restarted has had a container of that number, of which the runtime has lost sight.
+  return old?.containerID ? old.restartCount + 1 : (old?.restartCount ?? 0);
 }

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { Pod, PodContainer } from '../../../agent/apiserver/types.ts';
 import type { Action } from '../../../agent/pods/plan/actions.ts';
-import { newMemory, type PodMemory, withTermination } from '../../../agent/pods/plan/memory.ts';
+import { newMemory, type PodMemory, withOverdue, withTermination } from '../../../agent/pods/plan/memory.ts';
 import { type Plan, plan } from '../../../agent/pods/plan/plan.ts';
 import type { ObservedPod } from '../../../agent/pods/types.ts';
 import { makeContainer, makePod, makeSandbox, time } from './objects.ts';
@@ -362,6 +362,25 @@ test('activeDeadlineSeconds ends the pod, and only then is it told', () => {
   );
   assert.equal(stopped.status.phase, 'Failed');
   assert.equal(stopped.status.reason, 'DeadlineExceeded');
+});
+
+test('a limit that nobody was there to see passing leaves the pod its grace all the same', () => {
+  const pod = makePod(
+    { activeDeadlineSeconds: 1, terminationGracePeriodSeconds: 30 },
+    { status: { phase: 'Running', startTime: '2025-12-31T00:00:00Z' } },
+  );
+  const observed = { sandboxes: [makeSandbox('s0')], containers: [makeContainer('c0', app, 'running')] };
+  const seen = withOverdue({ ...newMemory(time), ...up }, pod, observed, now);
+  assert.equal(seen.overdueSince, now);
+  assert.equal(withOverdue(seen, pod, observed, now + 5000), seen, 'seen once');
+  for (const later of [0, 5000]) {
+    const [stop] = planned(pod, observed, seen, { now: now + later }).actions.filter(
+      ({ kind }) => kind === 'stop',
+    );
+    assert.equal(stop?.kind === 'stop' && stop.deadline, now + 30_000);
+  }
+  const early = makePod({ activeDeadlineSeconds: 600 }, { status: { startTime: '2026-01-01T00:00:00Z' } });
+  assert.equal(withOverdue(newMemory(time), early, observed, now).overdueSince, undefined);
 });
 
 test('deletion: stop, then the last status and the removal of everything, then the object may go', () => {

@@ -15,9 +15,10 @@ import {
   restartAllowed,
   restartAllowedAt,
 } from '../../../agent/pods/plan/backoff.ts';
+import { phaseOf } from '../../../agent/pods/plan/conditions.ts';
 import { newMemory, type PodMemory } from '../../../agent/pods/plan/memory.ts';
 import { statusOf } from '../../../agent/pods/plan/status.ts';
-import { viewOf } from '../../../agent/pods/plan/view.ts';
+import { nextAttempt, viewOf } from '../../../agent/pods/plan/view.ts';
 import { statusPatch } from '../../../agent/pods/status_writer.ts';
 import type { ObservedPod } from '../../../agent/pods/types.ts';
 import { makeContainer, makePod, makeSandbox, time } from './objects.ts';
@@ -32,6 +33,7 @@ function status(
 ) {
   return statusOf({
     pod,
+    observed,
     view: viewOf(pod, observed),
     memory: { ...newMemory(time), ...rest.memory },
     old,
@@ -136,6 +138,55 @@ test('a container that is not to be found any more did end', () => {
   assert.equal(lost.phase, 'Running');
   const again = status(makePod(), { sandboxes: [], containers: [] }, lost);
   assert.equal(again.containerStatuses?.[0]?.restartCount, 1, 'counted once');
+});
+
+test('a container that had been restarted and is not to be found any more counts on', () => {
+  const none: ObservedPod = { sandboxes: [], containers: [] };
+  const ended = { terminated: { exitCode: 1, reason: 'Error' } };
+  for (const state of [{ running: {} }, { waiting: { reason: 'CrashLoopBackOff' } }, ended]) {
+    const one = {
+      ...{ name: 'app', image: 'example:1', imageID: '', ready: false, restartCount: 3 },
+      ...{ containerID: 'keelson://c3', state, lastState: ended },
+    };
+    let old = { phase: 'Running', containerStatuses: [one] } as PodStatus;
+    for (const time of ['first', 'second']) {
+      // The number that the next container gets (its log file has that name), and what is told of it.
+      const known = old.containerStatuses![0]!;
+      assert.equal(nextAttempt(undefined, known), 4, `${time} of ${Object.keys(state)}`);
+      old = status(makePod(), none, old);
+      if (state !== ended) assert.equal(old.containerStatuses?.[0]?.restartCount, 4, `${time}, told`);
+    }
+  }
+});
+
+test('a pod whose status nobody wrote began with its sandbox', () => {
+  const old = makeSandbox('s0', { createdAt: time - 60_000 });
+  const static_ = makePod({}, { status: {} });
+  assert.equal(status(static_, { ...running, sandboxes: [old] }).startTime, '2025-12-31T23:59:00Z');
+  assert.equal(
+    status(static_, { ...running, sandboxes: [makeSandbox('s0', { createdAt: time + 1000 })] }).startTime,
+    '2026-01-01T00:00:00Z',
+    'or when it was first seen',
+  );
+});
+
+test('an init container that fails again in a new sandbox does not take the pod back to Pending', () => {
+  const init: PodContainer = { name: 'init', image: 'example:1' };
+  const pod = makePod({ initContainers: [init], containers: [app] });
+  const failed = { terminated: { exitCode: 1, reason: 'Error' } };
+  const told = (name: string, state: object) =>
+    [name, { name, state, lastState: failed }] as unknown as [string, never];
+  const waiting = { waiting: { reason: 'CrashLoopBackOff' } };
+  const observed = { ...running, containers: [] };
+  const phase = (app: object) =>
+    phaseOf(
+      pod,
+      new Map([told('init', waiting), ['app', { name: 'app', ...app } as never]]),
+      false,
+      viewOf(pod, observed),
+    );
+  assert.equal(phase({ state: { waiting: { reason: 'PodInitializing' } } }), 'Pending', 'the first time');
+  assert.equal(phase({ state: waiting, lastState: failed }), 'Running');
 });
 
 test('readiness gates and probes hold Ready back, and survive another agent', () => {
@@ -271,11 +322,22 @@ test('last words: from the file, else from the log of a failed container', async
 });
 
 test('a crash back-off goes on after a restart of the agent, from what the container tells', () => {
-  const of = (attempt: number) => crashStateOf({ metadata: { attempt }, createdAt: time }, crashBackoff);
+  const of = (attempt: number, waitedMs?: number) =>
+    crashStateOf(
+      { metadata: { attempt }, createdAt: time },
+      waitedMs === undefined ? undefined : time - waitedMs,
+      crashBackoff,
+    );
   assert.equal(of(0), undefined);
   assert.deepEqual(of(1), { delayMs: 10_000, lastAt: time, forId: '' });
   assert.equal(of(3)?.delayMs, 40_000);
   assert.equal(of(40)?.delayMs, 300_000);
+  assert.equal(of(40, 500)?.delayMs, 10_000, 'it was started again at once, after a good run');
+  assert.equal(of(40, 10_500)?.delayMs, 20_000);
+  assert.equal(of(40, 41_000)?.delayMs, 80_000);
+  assert.equal(of(2, 41_000)?.delayMs, 20_000, 'no more than its attempts allow');
+  assert.equal(of(40, 301_000)?.delayMs, 300_000);
+  assert.equal(of(40, 3_600_000)?.delayMs, 10_000, 'that was no wait of these');
   assert.equal(restartAllowedAt(of(3), 'c3', time + 1000, crashBackoff), time + 41_000);
   assert.equal(restartAllowedAt(of(3), 'c3', time + 601_000, crashBackoff), 0, 'it ran well before');
 });
