@@ -2,12 +2,14 @@
  * A self-signed certificate for the node's API where none is configured: X.509 v3 (RFC 5280) in DER by hand, since
  * Node.js can make keys and signatures but no certificates. EC P-256, for servers only.
  */
+
 import { createPrivateKey, generateKeyPair, randomBytes, sign, X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { ensureFolder, writeFileAtomic } from '../../runtime/host/files.ts';
+import { der } from '../x509/der.ts';
 
 export interface ServingCertificate {
   /** PEM. */
@@ -19,14 +21,6 @@ const dayMs = 86_400_000;
 const validDays = 365;
 /** A certificate with less than this left is replaced. */
 const renewBeforeMs = 30 * dayMs;
-
-function der(tag: number, ...content: readonly Buffer[]): Buffer {
-  const body = Buffer.concat(content);
-  const { length } = body;
-  const size =
-    length < 0x80 ? [length] : length < 0x100 ? [0x81, length] : [0x82, length >> 8, length & 0xff];
-  return Buffer.concat([Buffer.from([tag, ...size]), body]);
-}
 
 const sequence = (...content: Buffer[]) => der(0x30, ...content);
 const integer = (bytes: Buffer) =>

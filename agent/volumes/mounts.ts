@@ -3,20 +3,8 @@ import { readFile, stat } from 'node:fs/promises';
 import { release } from 'node:os';
 import { dirname } from 'node:path';
 import { errnoOf, isError, KeelsonError } from '../../runtime/host/errors.ts';
+import { mountPoints } from '../../runtime/host/mounts/mountinfo.ts';
 import { mount, umountFlags, unmountAside } from '../../runtime/host/syscalls.ts';
-
-/** Mount points in the order in which they were made (proc(5), /proc/[pid]/mountinfo, field 5). Pure. */
-export function mountPoints(mountinfo: string): string[] {
-  return mountinfo
-    .split('\n')
-    .map((line) => line.split(' ', 5)[4])
-    .filter((field) => field !== undefined)
-    .map((field) =>
-      field
-        .replace(/\/\/deleted$/, '')
-        .replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8))),
-    );
-}
 
 /** Mount points at or below the real path `folder`, in the order in which they were made. */
 export async function mountsBelow(folder: string): Promise<string[]> {

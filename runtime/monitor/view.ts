@@ -9,6 +9,7 @@
  * other threads stay where they are.
  */
 import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { mountPoints } from '../host/mounts/mountinfo.ts';
 import type { Patience } from '../host/mounts/patience.ts';
 import {
   attachMount,
@@ -53,12 +54,7 @@ const isWithin = (path: string, folder: string) =>
  * those that are mounted last come first. Pure.
  */
 export function needlessMounts(mountinfo: string, folders: readonly string[]): string[] {
-  return mountinfo
-    .split('\n')
-    .flatMap((line) => line.split(' ')[4] ?? [])
-    .map((path) =>
-      path.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(parseInt(octal, 8))),
-    )
+  return mountPoints(mountinfo)
     .filter((path) => ![...folders, ...programFolders, socketFolder].some((folder) => isWithin(folder, path)))
     .filter(
       (path) =>

@@ -1,8 +1,10 @@
 /** What is mounted in a container and how mounts travel between it and the host. Pure, but for reading mountinfo. */
+
 import { readFileSync } from 'node:fs';
 import { posix } from 'node:path';
 import type { Mount } from '../api.ts';
 import { KeelsonError } from '../host/errors.ts';
+import { unescapePath } from '../host/mounts/mountinfo.ts';
 import { idMappings, type OciMount } from './config.ts';
 import type { OciFeatures } from './features.ts';
 
@@ -23,9 +25,7 @@ export function parseMountinfo(text: string): MountPoint[] {
     if (path === undefined || end === -1) continue;
     const optional = fields.slice(6, end);
     found.push({
-      path: path.replace(/\\([0-7]{3})/g, (_, octal: string) =>
-        String.fromCharCode(Number.parseInt(octal, 8)),
-      ),
+      path: unescapePath(path),
       shared: optional.some((field) => field.startsWith('shared:')),
       slave: optional.some((field) => field.startsWith('master:')),
     });

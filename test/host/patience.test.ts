@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { isError } from '../../runtime/host/errors.ts';
-import { makePatience, mountPointOf, mountPoints } from '../../runtime/host/mounts/patience.ts';
+import { mountPoints } from '../../runtime/host/mounts/mountinfo.ts';
+import { makePatience, mountPointOf } from '../../runtime/host/mounts/patience.ts';
 import { handClock, turn } from '../agent/pods/fakes.ts';
 import { time } from '../agent/pods/objects.ts';
 

@@ -1,7 +1,9 @@
 /** Private keys of pods, and the proof that the node has them (core/v1 PodCertificateProjection.keyType). */
+
 import { generateKeyPair, type KeyObject, sign } from 'node:crypto';
 import { promisify } from 'node:util';
 import { KeelsonError } from '../../../runtime/host/errors.ts';
+import { der } from '../../x509/der.ts';
 
 export interface KeyAndProof {
   /** PKCS#8 in PEM. A secret. */
@@ -61,12 +63,4 @@ export async function makeKeyAndProof(keyType: string): Promise<KeyAndProof> {
     key: privateKey.export({ type: 'pkcs8', format: 'pem' }) as string,
     proof: der(0x30, info, kind.algorithm, der(0x03, Buffer.from([0]), signature)),
   };
-}
-
-function der(tag: number, ...parts: readonly Buffer[]): Buffer {
-  const content = Buffer.concat(parts);
-  const { length } = content;
-  const bytes =
-    length < 0x80 ? [length] : length < 0x100 ? [0x81, length] : [0x82, length >> 8, length & 0xff];
-  return Buffer.concat([Buffer.from([tag, ...bytes]), content]);
 }

@@ -6,6 +6,7 @@
 import { readFile } from 'node:fs/promises';
 import type { Clock } from '../clock.ts';
 import { abortError, KeelsonError } from '../errors.ts';
+import { mountPoints } from './mountinfo.ts';
 
 export interface Patience {
   /**
@@ -106,17 +107,6 @@ function silent(path: string): KeelsonError {
   return new KeelsonError('VOLUME_FAILED', `the file system of ${path} does not answer`, {
     hint: 'see whether the server of that mount can be reached',
   });
-}
-
-/** The mount points in mountinfo (field 5, with octal escapes). Pure. */
-export function mountPoints(mountinfo: string): readonly string[] {
-  return mountinfo
-    .split('\n')
-    .map((row) => row.split(' ')[4])
-    .filter((point) => point !== undefined)
-    .map((point) =>
-      point.replace(/\\([0-7]{3})/g, (_, code: string) => String.fromCharCode(Number.parseInt(code, 8))),
-    );
 }
 
 /** The longest mount point that the path is on or below; links in it are not looked at. Pure. */

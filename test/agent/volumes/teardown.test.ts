@@ -3,9 +3,10 @@ import { execFileSync } from 'node:child_process';
 import { mkdir, readdir, readFile, rename, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { mountPoints, mountsBelow, unmountBelow } from '../../../agent/volumes/mounts.ts';
+import { mountsBelow, unmountBelow } from '../../../agent/volumes/mounts.ts';
 import { removeBelow } from '../../../agent/volumes/teardown.ts';
 import { isError } from '../../../runtime/host/errors.ts';
+import { mountPoints } from '../../../runtime/host/mounts/mountinfo.ts';
 import { mount, mountFlags } from '../../../runtime/host/syscalls.ts';
 import { asRoot, scratch } from './cluster.ts';
 

@@ -22,22 +22,8 @@ import {
   parseData,
 } from '../../../../agent/volumes/csi/paths.ts';
 import { abortError } from '../../../../runtime/host/errors.ts';
+import { persistent } from './example.ts';
 
-const persistent: CsiVolume = {
-  mode: 'Persistent',
-  driver: 'd',
-  handle: 'h',
-  specName: 'pv',
-  block: false,
-  readOnly: false,
-  fsType: 'ext4',
-  accessModes: ['ReadWriteOnce'],
-  mountOptions: ['noatime'],
-  attributes: {},
-  stageSecret: undefined,
-  publishSecret: undefined,
-  expandSecret: undefined,
-};
 const inline: CsiVolume = { ...persistent, mode: 'Ephemeral', accessModes: undefined, mountOptions: [] };
 const can =
   (...names: string[]) =>

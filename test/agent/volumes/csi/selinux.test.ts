@@ -6,23 +6,10 @@ import { test } from 'node:test';
 import type { CsiVolume } from '../../../../agent/volumes/csi/decide.ts';
 import { fileContext, mountLabel, withLabel } from '../../../../agent/volumes/kinds/selinux.ts';
 import { isError } from '../../../../runtime/host/errors.ts';
+import { persistent } from './example.ts';
 
 const base = 'system_u:object_r:container_file_t:s0';
-const volume: CsiVolume = {
-  mode: 'Persistent',
-  driver: 'd',
-  handle: 'h',
-  specName: 'pv',
-  block: false,
-  readOnly: false,
-  fsType: 'ext4',
-  accessModes: ['ReadWriteMany'],
-  mountOptions: ['noatime'],
-  attributes: {},
-  stageSecret: undefined,
-  publishSecret: undefined,
-  expandSecret: undefined,
-};
+const volume: CsiVolume = { ...persistent, accessModes: ['ReadWriteMany'] };
 const driver = { spec: { seLinuxMount: true } };
 const mounts = (seLinuxOptions?: object, more: object = {}, name = 'v') => ({
   name: 'c',
