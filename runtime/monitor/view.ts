@@ -1,7 +1,7 @@
 /**
  * The mounts that OCI runtimes get to see. A full node has a thousand mounts, five to ten for each pod, and runc reads the
  * whole list of them several times for each container, copies it with the container's mount namespace, and takes the copy
- * apart again: at a hundred pods that is most of its processor time. So it runs in a mount namespace of its own, with
+ * apart again: at a hundred pods that is a good part of its processor time. So it runs in a mount namespace of its own, with
  * what the system has (proc, sys, dev, the file systems of keelson's folders and of programs) and nothing of other pods;
  * for the creation of a container what that one needs is added.
  *
